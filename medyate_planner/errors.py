@@ -1,0 +1,75 @@
+"""Every error of the package: facts as attributes, one line of text, an exit code.
+
+Exit codes: 1 a check did not hold, 2 bad input or usage, 3 the budget can not be met, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class MedyateWarning(UserWarning):
+    """Something the user should know that does not stop the work."""
+
+
+class MedyateError(Exception):
+    """Base of all errors raised on purpose. `facts` holds what went wrong, for machines."""
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts = facts
+
+    def to_dict(self) -> dict[str, Any]:
+        """The error as `--json` prints it: error, message, exit_code and the facts."""
+        return {"error": type(self).__name__, "message": self.message, "exit_code": self.exit_code, **self.facts}
+
+
+class InputError(MedyateError):
+    """Something handed in is not what it should be: a name, a file, a shape, a number."""
+
+
+class TraceError(MedyateError):
+    """A model could not be captured, or holds an operator nothing is known about."""
+
+
+class PlanMismatchError(MedyateError):
+    """A plan was applied to a model it was not made for."""
+
+
+class StepOrderError(MedyateError):
+    """A session was used in an order that would give wrong gradients."""
+
+
+class DivergenceError(MedyateError):
+    """The loss became NaN or infinite."""
+
+    exit_code = 1
+
+
+class SolverError(MedyateError):
+    """The solver stopped without any plan."""
+
+    exit_code = 1
+
+
+class InfeasibleBudgetError(MedyateError):
+    """No plan fits the budget. `minimum_bytes` is the smallest budget that can be met."""
+
+    exit_code = 3
+
+    def __init__(self, *, budget_bytes: int, minimum_bytes: int, scope: str, spent_on: str) -> None:
+        super().__init__(
+            f"budget {budget_bytes:,} B (scope {scope}) can not be met: the smallest possible one is "
+            f"{minimum_bytes:,} B ({spent_on}); pass --budget {minimum_bytes}B or more",
+            budget_bytes=budget_bytes,
+            minimum_bytes=minimum_bytes,
+            scope=scope,
+            spent_on=spent_on,
+        )
+        self.budget_bytes = budget_bytes
+        self.minimum_bytes = minimum_bytes
+        self.scope = scope
+        self.spent_on = spent_on

@@ -1,0 +1,264 @@
+"""The nouns of a traced model: values, storages, operators, layers. Plain data, no torch inside.
+
+A `ModelGraph` describes one training step's forward pass at one batch size. Every value knows the storage it
+lives in, so that "what is kept for backward" can be counted once per storage however many operators refer to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any, Literal
+
+import networkx as nx
+
+StorageKind = Literal["input", "parameter", "buffer", "activation"]
+LayerKind = Literal["conv", "depthwise", "grouped", "linear"]
+Scalar = int | float | bool | str | None
+Attribute = Scalar | tuple[int, ...]
+
+ELEMENT_BYTES: Mapping[str, int] = {
+    "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1, "complex64": 8,
+}  # fmt: skip
+FLOATING = frozenset({"float64", "float32", "bfloat16", "float16"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """Shape and type of a value, and the id of the storage it lives in (several values may share one)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    storage: int
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def element_bytes(self) -> int:
+        return ELEMENT_BYTES[self.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements; the storage can be larger (a view) or smaller (an expansion)."""
+        return self.numel * self.element_bytes
+
+    @property
+    def is_floating(self) -> bool:
+        return self.dtype in FLOATING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """A block of memory. Parameters and buffers are never counted as kept for backward."""
+
+    nbytes: int
+    kind: StorageKind
+
+    @property
+    def counts_as_kept(self) -> bool:
+        return self.kind in ("input", "activation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredKeep:
+    """Something PyTorch was seen to keep for one operator: an existing storage, or a fresh one of `nbytes`."""
+
+    storage: int | None
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """One operator call.
+
+    `sources` are the values it reads through which a gradient can flow, in argument order; `measured` gives, for
+    an operator without a rule, what PyTorch keeps for the gradient to each of them (same order).
+    """
+
+    name: str
+    family: str
+    target: str
+    sources: tuple[str, ...]
+    outputs: tuple[TensorSpec, ...]
+    inplace: bool = False
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    measured: tuple[tuple[MeasuredKeep, ...], ...] | None = None
+    weight: str | None = None
+    bias: str | None = None
+    module_path: str = ""
+    source_line: str = ""
+
+    @property
+    def output(self) -> TensorSpec:
+        return self.outputs[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A distinct weight that may be updated, by input channels, and the operators that use it (`sites`)."""
+
+    name: str
+    kind: LayerKind
+    weight: str
+    weight_shape: tuple[int, ...]
+    dtype: str
+    bias: str | None
+    groups: int
+    sites: tuple[str, ...]
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels: the unit of selection."""
+        return self.weight_shape[1] * self.groups
+
+    @property
+    def out_channels(self) -> int:
+        return self.weight_shape[0]
+
+    @property
+    def weight_elements(self) -> int:
+        return prod(self.weight_shape)
+
+    @property
+    def elements_per_channel(self) -> int:
+        """Weight elements that belong to one input channel: (C_out / groups) * kh * kw."""
+        return self.weight_elements // self.channels
+
+    @property
+    def element_bytes(self) -> int:
+        return ELEMENT_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelGraph:
+    """A model as operators in execution order, at one batch size."""
+
+    batch_size: int
+    ops: tuple[Op, ...]
+    layers: tuple[Layer, ...]
+    values: Mapping[str, TensorSpec]
+    storages: Mapping[int, Storage]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    head: tuple[str, ...]
+    parameters: Mapping[str, tuple[tuple[int, ...], str]]
+    buffer_bytes: int = 0
+
+    @cached_property
+    def op_by_name(self) -> Mapping[str, Op]:
+        return {op.name: op for op in self.ops}
+
+    @cached_property
+    def position(self) -> Mapping[str, int]:
+        """Place of each operator in execution order."""
+        return {op.name: index for index, op in enumerate(self.ops)}
+
+    @cached_property
+    def layer_by_name(self) -> Mapping[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def flow(self) -> nx.DiGraph:
+        """Operators as nodes; an edge u -> v where a gradient can flow from v back to u."""
+        flow = nx.DiGraph()
+        flow.add_nodes_from(op.name for op in self.ops)
+        flow.add_edges_from((source, op.name) for op in self.ops for source in op.sources)
+        return flow
+
+    @cached_property
+    def feeds_output(self) -> frozenset[str]:
+        """Operators that lie upstream of an output, hence of the loss."""
+        found = set(self.outputs)
+        for output in self.outputs:
+            if output in self.flow:
+                found |= nx.ancestors(self.flow, output)
+        return frozenset(found)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(prod(shape) for shape, _ in self.parameters.values())
+
+    @property
+    def parameter_bytes(self) -> int:
+        return sum(prod(shape) * ELEMENT_BYTES[dtype] for shape, dtype in self.parameters.values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what a plan relies on: operators, their order and wiring, parameter names and shapes.
+
+        Independent of the batch size and of the weights' values.
+        """
+        facts = {
+            "ops": [
+                [op.name, op.family, op.target, list(op.sources), op.weight, op.bias, _jsonable(op.attributes)]
+                for op in self.ops
+            ],
+            "parameters": {name: [list(shape), dtype] for name, (shape, dtype) in self.parameters.items()},
+            "inputs": [[list(self.values[name].shape[1:]), self.values[name].dtype] for name in self.inputs],
+            "outputs": list(self.outputs),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` is the inverse."""
+        return {
+            "batch_size": self.batch_size,
+            "ops": [asdict(op) for op in self.ops],
+            "layers": [asdict(layer) for layer in self.layers],
+            "values": {name: asdict(spec) for name, spec in self.values.items()},
+            "storages": {str(key): asdict(storage) for key, storage in self.storages.items()},
+            "inputs": list(self.inputs),
+            "outputs": list(self.outputs),
+            "head": list(self.head),
+            "parameters": {name: [list(shape), dtype] for name, (shape, dtype) in self.parameters.items()},
+            "buffer_bytes": self.buffer_bytes,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelGraph:
+        """Inverse of `to_dict`, also after a trip through JSON."""
+        return cls(
+            batch_size=data["batch_size"],
+            ops=tuple(_op_from_dict(op) for op in data["ops"]),
+            layers=tuple(
+                Layer(**{**layer, "weight_shape": tuple(layer["weight_shape"]), "sites": tuple(layer["sites"])})
+                for layer in data["layers"]
+            ),
+            values={name: _spec_from_dict(spec) for name, spec in data["values"].items()},
+            storages={int(key): Storage(**storage) for key, storage in data["storages"].items()},
+            inputs=tuple(data["inputs"]),
+            outputs=tuple(data["outputs"]),
+            head=tuple(data["head"]),
+            parameters={name: (tuple(shape), dtype) for name, (shape, dtype) in data["parameters"].items()},
+            buffer_bytes=data["buffer_bytes"],
+        )
+
+
+def _jsonable(attributes: Mapping[str, Attribute]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in attributes.items()}
+
+
+def _spec_from_dict(data: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(shape=tuple(data["shape"]), dtype=data["dtype"], storage=data["storage"])
+
+
+def _op_from_dict(data: Mapping[str, Any]) -> Op:
+    measured = data["measured"]
+    if measured is not None:
+        measured = tuple(tuple(MeasuredKeep(**keep) for keep in keeps) for keeps in measured)
+    return Op(
+        **{
+            **data,
+            "sources": tuple(data["sources"]),
+            "outputs": tuple(_spec_from_dict(spec) for spec in data["outputs"]),
+            "attributes": {k: tuple(v) if isinstance(v, list) else v for k, v in data["attributes"].items()},
+            "measured": measured,
+        }
+    )

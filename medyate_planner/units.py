@@ -1,0 +1,67 @@
+"""Bytes and counts <-> text. The only place that knows "kB"."""
+
+from __future__ import annotations
+
+import re
+
+from medyate_planner.errors import InputError
+
+_FACTORS = {
+    "b": 1,
+    "kb": 1000,
+    "mb": 1000**2,
+    "gb": 1000**3,
+    "kib": 1024,
+    "mib": 1024**2,
+    "gib": 1024**3,
+}
+_AMOUNT = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*$")
+_EXAMPLES = "write it as 512kB (1000 B each), 512KiB (1024 B each), 0.5MB or 512000B"
+
+
+def parse_bytes(text: str | int, *, what: str = "budget") -> int:
+    """Read an amount of memory; an `int` is bytes. Fractions of a byte are rounded down.
+
+    Raises:
+        InputError: no number, no unit, an unknown unit, or an amount below 1 byte.
+    """
+    if isinstance(text, bool) or not isinstance(text, (int, str)):
+        raise InputError(f"{what}: expected bytes or a text such as 512kB, got {text!r}; {_EXAMPLES}")
+    if isinstance(text, int):
+        amount_bytes = text
+    else:
+        match = _AMOUNT.match(text)
+        if not match:
+            raise InputError(f"{what}: {text!r} is not an amount of memory; {_EXAMPLES}")
+        number, unit = match.group(1).replace("_", "").replace(",", ""), match.group(2)
+        if not unit:
+            raise InputError(f"{what}: {text!r} has no unit; {_EXAMPLES}")
+        factor = _FACTORS.get(unit.lower())
+        if factor is None:
+            raise InputError(f"{what}: unknown unit {unit!r} in {text!r}; {_EXAMPLES}")
+        whole, _, fraction = number.partition(".")
+        scale = 10 ** len(fraction)
+        amount_bytes = int((whole or "0") + fraction) * factor // scale
+    if amount_bytes < 1:
+        raise InputError(f"{what}: {text!r} is less than 1 byte; {_EXAMPLES}")
+    return amount_bytes
+
+
+def format_bytes(amount_bytes: int) -> str:
+    """Bytes for a person, in decimal units: `512.0 kB`; below 1 kB exact."""
+    if abs(amount_bytes) < 1000:
+        return f"{amount_bytes} B"
+    value = float(amount_bytes)
+    for unit in ("kB", "MB", "GB"):
+        value /= 1000
+        if abs(value) < 999.95 or unit == "GB":
+            return f"{value:.1f} {unit}"
+    raise AssertionError("unreachable")
+
+
+def format_count(count: int) -> str:
+    """A count for a person: `1.2 M` parameters."""
+    for limit, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= limit:
+            return f"{count / limit:.1f} {unit}"
+    return str(count)
