@@ -24,7 +24,12 @@ class MedyateError(Exception):
 
     def to_dict(self) -> dict[str, Any]:
         """The error as `--json` prints it: error, message, exit_code and the facts."""
-        return {"error": type(self).__name__, "message": self.message, "exit_code": self.exit_code, **self.facts}
+        return {
+            "error": type(self).__name__,
+            "message": self.message,
+            "exit_code": self.exit_code,
+            **self.facts,
+        }
 
 
 class InputError(MedyateError):

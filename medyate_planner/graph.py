@@ -68,23 +68,29 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredKeep:
-    """Something PyTorch was seen to keep for one operator: an existing storage, or a fresh one of `nbytes`."""
+    """Something PyTorch was seen to keep for one operator: an existing storage, or a fresh one of `nbytes`.
+
+    Fresh storages of one operator with the same `label` are the same storage.
+    """
 
     storage: int | None
     nbytes: int
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
     """One operator call.
 
-    `sources` are the values it reads through which a gradient can flow, in argument order; `measured` gives, for
-    an operator without a rule, what PyTorch keeps for the gradient to each of them (same order).
+    `operands` are the tensors it reads, in argument order, without weight and bias; `sources` are those of them
+    through which a gradient can flow. `measured` gives, for an operator without a rule, what PyTorch keeps for
+    the gradient to each source (same order).
     """
 
     name: str
     family: str
     target: str
+    operands: tuple[str, ...]
     sources: tuple[str, ...]
     outputs: tuple[TensorSpec, ...]
     inplace: bool = False
@@ -197,7 +203,15 @@ class ModelGraph:
         """
         facts = {
             "ops": [
-                [op.name, op.family, op.target, list(op.sources), op.weight, op.bias, _jsonable(op.attributes)]
+                [
+                    op.name,
+                    op.family,
+                    op.target,
+                    list(op.sources),
+                    op.weight,
+                    op.bias,
+                    _jsonable(op.attributes),
+                ]
                 for op in self.ops
             ],
             "parameters": {name: [list(shape), dtype] for name, (shape, dtype) in self.parameters.items()},
@@ -228,7 +242,9 @@ class ModelGraph:
             batch_size=data["batch_size"],
             ops=tuple(_op_from_dict(op) for op in data["ops"]),
             layers=tuple(
-                Layer(**{**layer, "weight_shape": tuple(layer["weight_shape"]), "sites": tuple(layer["sites"])})
+                Layer(
+                    **{**layer, "weight_shape": tuple(layer["weight_shape"]), "sites": tuple(layer["sites"])}
+                )
                 for layer in data["layers"]
             ),
             values={name: _spec_from_dict(spec) for name, spec in data["values"].items()},
@@ -256,6 +272,7 @@ def _op_from_dict(data: Mapping[str, Any]) -> Op:
     return Op(
         **{
             **data,
+            "operands": tuple(data["operands"]),
             "sources": tuple(data["sources"]),
             "outputs": tuple(_spec_from_dict(spec) for spec in data["outputs"]),
             "attributes": {k: tuple(v) if isinstance(v, list) else v for k, v in data["attributes"].items()},

@@ -1,0 +1,125 @@
+"""The memory model of a graph: which operators hold what, at which position, for which gradient.
+
+Everything that costs bytes is listed here once. `footprint` evaluates it for given updates (exactly, in integers);
+the planner's formulation turns the same list into constraints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from medyate_planner.errors import InputError
+from medyate_planner.graph import Layer, ModelGraph, Op
+from medyate_planner.memory.channels import ChannelCost, channel_cost
+from medyate_planner.memory.rules import Keep, passthrough
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Updates:
+    """What is trained: channels per layer, biases by layer name, and the head layers (in full, without an index)."""
+
+    quotas: Mapping[str, int]
+    biases: frozenset[str] = frozenset()
+    full: frozenset[str] = frozenset()
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """Layers of which anything is updated."""
+        return frozenset(name for name, n in self.quotas.items() if n > 0) | self.biases | self.full
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One operator that may lie in the reach: what it keeps for the gradient to each of its sources."""
+
+    position: int
+    op: Op
+    edges: tuple[tuple[str, tuple[Keep, ...]], ...]
+    layer: Layer | None
+
+
+class MemoryModel:
+    """Costs of a `ModelGraph`, worked out once."""
+
+    def __init__(self, graph: ModelGraph, *, loss: tuple[Keep, ...] = ()) -> None:
+        self.graph = graph
+        self.loss = loss
+
+    @cached_property
+    def site_layer(self) -> Mapping[str, Layer]:
+        """Layer used at each operator that has a weight."""
+        return {site: layer for layer in self.graph.layers for site in layer.sites}
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Operators upstream of an output, in execution order."""
+        graph = self.graph
+        return tuple(
+            Step(
+                position=index,
+                op=op,
+                edges=tuple((source, passthrough(graph, op, source)) for source in op.sources),
+                layer=self.site_layer.get(op.name),
+            )
+            for index, op in enumerate(graph.ops)
+            if op.name in graph.feeds_output
+        )
+
+    @cached_property
+    def costs(self) -> Mapping[str, ChannelCost]:
+        """Bytes of one channel, by layer."""
+        return {layer.name: channel_cost(self.graph, layer) for layer in self.graph.layers}
+
+    @cached_property
+    def site_positions(self) -> Mapping[str, tuple[int, ...]]:
+        """Positions of each layer's operators that lie upstream of an output, in execution order."""
+        graph = self.graph
+        return {
+            layer.name: tuple(graph.position[site] for site in layer.sites if site in graph.feeds_output)
+            for layer in graph.layers
+        }
+
+    def gradient_copies(self, position: int) -> Mapping[str, int]:
+        """How many copies of which layers' gradients are alive during the backward of the operator at `position`.
+
+        One at a layer's only site. With several sites the sum is alive from the last site to the first, and beside
+        it the part of each further site until it is added.
+        """
+        copies: dict[str, int] = {}
+        owner = self.site_layer.get(self.graph.ops[position].name)
+        if owner is not None:
+            copies[owner.name] = 1 if position == self.site_positions[owner.name][-1] else 2
+        for name in self._reused:
+            sites = self.site_positions[name]
+            if name not in copies and sites[0] <= position <= sites[-1]:
+                copies[name] = 1
+        return copies
+
+    @cached_property
+    def _reused(self) -> tuple[str, ...]:
+        return tuple(name for name, sites in self.site_positions.items() if len(sites) > 1)
+
+    def check(self, updates: Updates) -> None:
+        """Raise `InputError` unless every layer exists and every quota lies in 0..C."""
+        for name in (*updates.quotas, *updates.biases, *updates.full):
+            if name not in self.graph.layer_by_name:
+                raise InputError(f"updates name the layer {name!r}, which the model does not have")
+        for name, quota in updates.quotas.items():
+            channels = self.graph.layer_by_name[name].channels
+            if not 0 <= quota <= channels:
+                raise InputError(f"layer {name}: expected a quota of 0 to {channels} channels, got {quota}")
+        for name in updates.biases:
+            if self.graph.layer_by_name[name].bias is None:
+                raise InputError(f"layer {name}: has no bias of its own to update")
+
+    def active(self, updates: Updates) -> frozenset[str]:
+        """Operators whose output needs a gradient: updated sites and all that lies downstream of one."""
+        trained = updates.layers
+        active: set[str] = set()
+        for step in self.steps:
+            is_site = step.layer is not None and step.layer.name in trained
+            if is_site or any(source in active for source in step.op.sources):
+                active.add(step.op.name)
+        return frozenset(active)

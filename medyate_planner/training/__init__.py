@@ -1,0 +1,1 @@
+"""Executing a plan: memory-lean operators, the session, sampling, the training loop, and measurement."""

@@ -1,0 +1,166 @@
+"""The dry run: a training step on fake tensors, which certifies a plan before any real memory is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from medyate_planner.graph import ModelGraph
+from medyate_planner.memory.model import Updates
+from medyate_planner.memory.rules import Keep
+from medyate_planner.trace import Trace, fake_twin, storage_key
+from medyate_planner.training.measure import (
+    KeptTracker,
+    LiveTracker,
+    LossFunction,
+    StepMeasurement,
+    measure_step,
+)
+from medyate_planner.training.session import Session
+
+MakeTarget = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullStep:
+    """What one step of ordinary full fine-tuning costs in PyTorch, in bytes, and what inference costs."""
+
+    saved_bytes: int
+    loss_bytes: int
+    live_peak_bytes: int
+    inference_peak_bytes: int
+
+
+def dry_run(
+    traced: Trace, graph: ModelGraph, updates: Updates, loss_function: LossFunction, make_target: MakeTarget
+) -> StepMeasurement:
+    """Run the prepared model once on fake tensors and measure it with the instruments of a real step.
+
+    `make_target(outputs)` gives a target of the right shape for the loss; it is called with fake outputs.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = _fake_trace(traced, mode)
+    with mode:
+        args, kwargs = fake_inputs(fake, graph.batch_size)
+        session = Session(fake.module, fake, graph, updates, lambda _interval: {})
+        with torch.no_grad():
+            target = make_target(session.lean(*args, **kwargs))
+        session.set_lr(0.01, clip=5.0)
+        return measure_step(session, args, kwargs, target, loss_function)
+
+
+def dry_full(
+    traced: Trace, batch_size: int, loss_function: LossFunction, make_target: MakeTarget
+) -> FullStep:
+    """Full fine-tuning of the captured model as PyTorch runs it: every parameter trained, nothing lean."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = _fake_trace(traced, mode)
+    module = fake.module
+    with mode:
+        args, kwargs = fake_inputs(fake, batch_size)
+        resident = [*module.parameters(), *module.buffers()]
+        with LiveTracker([*resident, *tree_leaves([args, kwargs])]) as inference, torch.no_grad():
+            module(*args, **kwargs)
+        with torch.no_grad():
+            target = make_target(module(*args, **kwargs))
+        for parameter in module.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        kept = KeptTracker(resident)
+        with LiveTracker([*resident, *tree_leaves([args, kwargs, target])]) as live, kept:
+            outputs = module(*args, **kwargs)
+            kept.phase = "loss"
+            loss = loss_function(outputs, target)
+            del outputs
+            loss.backward()  # type: ignore[no-untyped-call]
+    return FullStep(
+        saved_bytes=kept.saved_bytes,
+        loss_bytes=kept.loss_bytes,
+        live_peak_bytes=live.peak_bytes,
+        inference_peak_bytes=inference.peak_bytes,
+    )
+
+
+def loss_keeps(
+    traced: Trace, graph: ModelGraph, loss_function: LossFunction, make_target: MakeTarget
+) -> tuple[Keep, ...]:
+    """What the loss keeps for its backward, measured on fake outputs; an output's own storage keeps its key."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = _fake_trace(traced, mode)
+    kept: dict[int, Keep] = {}
+    alive: list[Tensor] = []
+    with mode:
+        args, kwargs = fake_inputs(fake, graph.batch_size)
+        with torch.no_grad():
+            outputs = fake.module(*args, **kwargs)
+            target = make_target(outputs)
+        names = dict(
+            zip([id(t) for t in tree_leaves(outputs) if isinstance(t, Tensor)], graph.outputs, strict=False)
+        )
+        storages: dict[int, str] = {}
+
+        def leaf(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            fresh = value.detach().requires_grad_()
+            if id(value) in names:
+                storages[storage_key(fresh)] = f"storage/{graph.values[names[id(value)]].storage}"
+            alive.append(fresh)
+            return fresh
+
+        def pack(tensor: Tensor) -> Tensor:
+            alive.append(tensor)
+            key = storage_key(tensor)
+            name = storages.get(key, f"loss/{len(kept)}")
+            kept.setdefault(key, Keep(name, int(tensor.untyped_storage().nbytes())))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss_function(tree_map(leaf, outputs), target)
+    return tuple(kept.values())
+
+
+def fake_inputs(traced: Trace, batch_size: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Fake batches of the traced input shapes; call under a FakeTensorMode."""
+    positional, named = [], {}
+    for spec in traced.inputs:
+        shape = (batch_size, *spec.shape)
+        batch = torch.empty(shape, dtype=getattr(torch, spec.dtype), device=traced.device)
+        if batch.dim() == 4:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        if spec.name is None:
+            positional.append(batch)
+        else:
+            named[spec.name] = batch
+    return tuple(positional), named
+
+
+def _fake_trace(traced: Trace, mode: FakeTensorMode) -> Trace:
+    """The same graph with fake parameters and buffers on the trace's device."""
+    module = fx.GraphModule(traced.module, traced.module.graph)
+    twins: dict[int, Tensor] = {}
+
+    def twin(tensor: Tensor) -> Tensor:
+        if id(tensor) not in twins:
+            fake = fake_twin(tensor, mode, traced.device)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            twins[id(tensor)] = nn.Parameter(fake, requires_grad=False) if is_parameter else fake
+        return twins[id(tensor)]
+
+    for owner in module.modules():
+        for table in (owner._parameters, owner._buffers):
+            for name, tensor in list(table.items()):
+                if tensor is not None:
+                    table[name] = twin(tensor)  # type: ignore[assignment]
+        for name, value in list(vars(owner).items()):
+            if isinstance(value, Tensor):
+                setattr(owner, name, twin(value))
+    for name, tensor in [*traced.module.named_parameters(), *traced.module.named_buffers()]:
+        if id(tensor) not in twins:  # in memory although no operator reads it
+            module.register_buffer(f"unused_{len(twins)}", twins.setdefault(id(tensor), fake_twin(tensor, mode, traced.device)))
+    return replace(traced, module=module, _graphs={})

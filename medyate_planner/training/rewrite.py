@@ -1,0 +1,123 @@
+"""Turn the traced FX graph into the one that trains: operators of the reach become lean sites, the rest stays."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from medyate_planner import families as f
+from medyate_planner.errors import TraceError
+from medyate_planner.graph import ModelGraph, Op
+from medyate_planner.training import passing
+from medyate_planner.training.slots import Slot
+from medyate_planner.training.weighted import ConvSite, LinearSite
+
+ANCHOR = "medyate_anchor"
+_PASSING: Mapping[str, type[passing.PassingSite]] = {
+    f.RELU: passing.ReluSite,
+    f.CLAMP: passing.ClampSite,
+    f.LEAKY_RELU: passing.LeakyReluSite,
+    f.HARD_SIGMOID: passing.HardSigmoidSite,
+    f.DROPOUT: passing.DropoutSite,
+    f.BATCH_NORM: passing.BatchNormSite,
+    f.MAX_POOL: passing.MaxPoolSite,
+    f.AVG_POOL: passing.AvgPoolSite,
+    f.ADAPTIVE_AVG_POOL: passing.AdaptiveAvgPoolSite,
+}
+
+
+def rewrite(
+    module: fx.GraphModule,
+    graph: ModelGraph,
+    active: frozenset[str],
+    slots: Mapping[str, Slot],
+    anchor: torch.Tensor,
+) -> fx.GraphModule:
+    """A copy of `module` that shares its parameters, in which the operators named in `active` are lean.
+
+    `slots` maps operator names (call sites) to the slot of their layer. The anchor requires a gradient and makes
+    the outputs of updated sites require one too.
+    """
+    lean = fx.GraphModule(module, copy.deepcopy(module.graph))
+    lean.register_buffer(ANCHOR, anchor, persistent=False)
+    for name, tensor in _constants(module):
+        if not hasattr(lean, name):
+            setattr(lean, name, tensor)
+    nodes = {node.name: node for node in lean.graph.nodes}
+    first = next(node for node in lean.graph.nodes if node.op != "placeholder")
+    with lean.graph.inserting_before(first):
+        anchor_node = lean.graph.get_attr(ANCHOR)
+    for op in graph.ops:
+        if op.name in active and op.family in f.LEAN:
+            _replace(lean, nodes[op.name], op, slots.get(op.name), anchor_node)
+    lean.graph.eliminate_dead_code()
+    lean.recompile()
+    return lean
+
+
+def _replace(lean: fx.GraphModule, node: fx.Node, op: Op, slot: Slot | None, anchor: fx.Node) -> None:
+    if op.family == f.CONV:
+        site, inputs = _conv_site(node)
+        site.slot = slot
+    elif op.family == f.LINEAR:
+        site, inputs = LinearSite(), (*node.args[:2], node.args[2] if len(node.args) > 2 else None)
+        site.slot = slot
+    elif op.family == f.BATCH_NORM:
+        site, inputs = passing.BatchNormSite(node.target, tuple(node.args[5:]), False), tuple(node.args[:5])  # type: ignore[arg-type]
+    else:
+        site, inputs = _passing_site(node, op)
+    if slot is not None:
+        inputs = (*inputs, anchor)
+    name = f"lean_{op.name}"
+    lean.add_submodule(name, site)
+    with lean.graph.inserting_before(node):
+        replacement = lean.graph.call_module(name, inputs)
+    replacement.meta = dict(node.meta)
+    node.replace_all_uses_with(replacement)
+    lean.graph.erase_node(node)
+
+
+def _conv_site(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+    spatial = node.args[1].meta["val"].dim() - 2  # type: ignore[union-attr]
+    defaults: list[Any] = [None, None, None, [1] * spatial, [0] * spatial, [1] * spatial, 1]
+    args = [*node.args, *defaults[len(node.args) :]]
+    _only_positional(node)
+    stride, padding, dilation = (_spread(args[i], spatial) for i in (3, 4, 5))
+    site = ConvSite(node.target, stride, padding, dilation, int(args[6]))  # type: ignore[call-overload]
+    return site, tuple(args[:3])
+
+
+def _passing_site(node: fx.Node, op: Op) -> tuple[nn.Module, tuple[Any, ...]]:
+    _only_positional(node)
+    aliased = op.inplace and isinstance(node.args[0], fx.Node) and _is_view(node.args[0])
+    target: Any = node.target
+    inplace = op.inplace
+    if aliased:  # an in-place custom function on a view is not differentiable: use the copying form
+        target, inplace = getattr(torch.ops.aten, op.target.split(".")[1].rstrip("_")).default, False
+    return _PASSING[op.family](target, tuple(node.args[1:]), inplace), (node.args[0],)
+
+
+def _is_view(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return bool(getattr(value, "_is_view", lambda: False)())
+
+
+def _only_positional(node: fx.Node) -> None:
+    if node.kwargs:
+        raise TraceError(
+            f"operator {node.target} ({node.name}): keyword arguments {dict(node.kwargs)} are not supported"
+        )
+
+
+def _spread(value: Any, length: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * length if len(values) == 1 else values
+
+
+def _constants(module: fx.GraphModule) -> list[tuple[str, Any]]:
+    """Plain tensor attributes that are neither parameters nor buffers."""
+    return [(name, value) for name, value in vars(module).items() if isinstance(value, torch.Tensor)]

@@ -1,0 +1,174 @@
+"""`prepare` a model for planned training: a `Session` runs the rewritten graph and redraws channels per interval."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medyate_planner.errors import StepOrderError
+from medyate_planner.graph import ModelGraph
+from medyate_planner.memory.model import MemoryModel, Updates
+from medyate_planner.trace import Trace, lookup
+from medyate_planner.training.rewrite import rewrite
+from medyate_planner.training.slots import Slot, UpdateRule
+
+Draw = Callable[[int], Mapping[str, Sequence[int]]]
+
+
+class _StepToken:
+    """Alive as long as the autograd graph of one forward is."""
+
+    def __init__(self) -> None:
+        self.backward_began = False
+
+
+class Session:
+    """Planned training of a model in update mode `fused`: `session(x)`, a loss, `loss.backward()`, nothing else.
+
+    Weights are updated in place during backward, in the user's own model. Everything not selected stays
+    bit-identical. `finish()` (or leaving the `with` block) gives the model back as it was, but for the updates.
+    """
+
+    def __init__(
+        self, model: nn.Module, traced: Trace, graph: ModelGraph, updates: Updates, draw: Draw
+    ) -> None:
+        self.model = model
+        self.graph = graph
+        self.updates = updates
+        self.rule = UpdateRule()
+        self.training = True
+        self._draw = draw
+        self._modes = [(module, module.training) for module in model.modules()]
+        self._required = [(p, p.requires_grad) for p in model.parameters()]
+        self._token: weakref.ref[_StepToken] | None = None
+        memory = MemoryModel(graph)
+        memory.check(updates)
+        self.slots = self._make_slots(traced, memory)
+        by_site = {site: self.slots[name] for name in self.slots for site in graph.layer_by_name[name].sites}
+        device = next(iter(model.parameters())).device
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        for parameter, _ in self._required:
+            parameter.requires_grad_(False)
+        model.eval()
+        self.lean = rewrite(traced.module, graph, memory.active(updates), by_site, self.anchor)
+
+    def _make_slots(self, traced: Trace, memory: MemoryModel) -> dict[str, Slot]:
+        slots = {}
+        for layer in self.graph.layers:
+            if layer.name not in self.updates.layers:
+                continue
+            full = layer.name in self.updates.full
+            bias = layer.bias if full or layer.name in self.updates.biases else None
+            slots[layer.name] = Slot(
+                layer,
+                lookup(traced.module, layer.weight),  # type: ignore[arg-type]
+                lookup(traced.module, bias) if bias else None,  # type: ignore[arg-type]
+                quota=self.updates.quotas.get(layer.name, 0),
+                full=full,
+                rule=self.rule,
+                sites=len(memory.site_positions[layer.name]),
+            )
+        return slots
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward: the lean graph in training mode, the user's own model without gradients in evaluation mode.
+
+        Raises:
+            StepOrderError: a second forward before the first one's backward (mode `fused`).
+        """
+        if not self.training:
+            with torch.no_grad():
+                return self.model(*args, **kwargs)
+        pending = self._token() if self._token is not None else None
+        if pending is not None and not pending.backward_began:
+            raise StepOrderError(
+                "a second forward before backward: update mode `fused` changes weights during backward, so the gradients "
+                "would be wrong; call backward() first, drop the first loss, or use session.eval() to evaluate"
+            )
+        for slot in self.slots.values():
+            slot.begin_step()
+        outputs = self.lean(*args, **kwargs)
+        self._watch(outputs)
+        return outputs
+
+    def _watch(self, outputs: Any) -> None:
+        """Notice when this forward's graph goes into backward or is dropped."""
+        tensors = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+        if isinstance(outputs, Mapping):
+            tensors = list(outputs.values())
+        first = next((t for t in tensors if isinstance(t, Tensor) and t.requires_grad), None)
+        if first is None:
+            self._token = None
+            return
+        token = _StepToken()
+
+        def began(_gradient: Tensor, token: _StepToken = token) -> None:
+            token.backward_began = True
+
+        first.register_hook(began)  # type: ignore[no-untyped-call]
+        self._token = weakref.ref(token)
+
+    def resample(self, interval: int) -> dict[str, list[int]]:
+        """Draw the channels of this interval (an epoch by default) and return them by layer."""
+        drawn = {name: list(channels) for name, channels in self._draw(interval).items()}
+        for name, channels in drawn.items():
+            self.slots[name].select(channels)
+        return drawn
+
+    def set_lr(self, lr: float, *, weight_decay: float | None = None, clip: float | None = None) -> None:
+        """Set the step size, and weight decay and per-layer gradient clipping if given (they then stay)."""
+        self.rule.lr = lr
+        if weight_decay is not None:
+            self.rule.weight_decay = weight_decay
+        if clip is not None:
+            self.rule.clip = clip
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Parameters for an optimizer: none in mode `fused`, where the session takes the optimizer's place."""
+        return []
+
+    def train(self, mode: bool = True) -> Session:
+        """Switch to planned training."""
+        self.training = mode
+        return self
+
+    def eval(self) -> Session:
+        """Switch to evaluation by the user's own model, without gradients."""
+        return self.train(False)
+
+    def resident_tensors(self) -> list[Tensor]:
+        """Tensors that are there anyway: parameters, buffers, constants and selection indices."""
+        found = [
+            *self.lean.parameters(),
+            *self.lean.buffers(),
+            *self.model.parameters(),
+            *self.model.buffers(),
+        ]
+        found += [value for value in vars(self.lean).values() if isinstance(value, Tensor)]
+        return found + [slot.index for slot in self.slots.values() if slot.index is not None]
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of all selection indices."""
+        return sum(slot.index.nbytes for slot in self.slots.values() if slot.index is not None)
+
+    def finish(self) -> nn.Module:
+        """End planned training: modes and requires_grad as they were. Returns the user's model."""
+        for parameter, required in self._required:
+            parameter.requires_grad_(required)
+        for module, training in self._modes:
+            module.training = training
+        return self.model
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.finish()
