@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,11 +15,8 @@ from torch.nn.utils import parametrize
 from medyate_planner.errors import InputError
 from medyate_planner.models.factory import first_line
 
-HeadLayer = nn.Linear | nn.Conv2d
 BATCH_SIZE = 2
-ADVICE = (
-    "pass --head with the name of the layer, or make the model with the right number of outputs in a factory"
-)
+ADVICE = "pass --head with its name, or make the model with the right number of outputs in a factory"
 
 
 def example_input(model: nn.Module, input_shape: tuple[int, ...], *, batch_size: int = 1) -> Tensor:
@@ -43,10 +41,13 @@ def run_fake(
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d))
     ]
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was_disabled, log.disabled = log.disabled, True  # it prints a traceback of what is raised anyway
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             output = model(example_input(model, input_shape, batch_size=BATCH_SIZE))
     finally:
+        log.disabled = was_disabled
         for hook in hooks:
             hook.remove()
     return tuple(calls), _first_shape(output)

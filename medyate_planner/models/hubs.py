@@ -86,7 +86,7 @@ def build_hf(name: str) -> Found:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         auto = _auto_class(transformers, config)
-        if any((folder / file).is_file() for file in HF_WEIGHTS):
+        if has_hf_weights(name):
             model: nn.Module = auto.from_pretrained(folder, local_files_only=True)
         else:
             model = auto.from_config(config)
@@ -94,6 +94,11 @@ def build_hf(name: str) -> Found:
         raise InputError(f"model hf:{name}: transformers could not build it ({first_line(error)})") from error
     model.register_forward_hook(_tensor_output)
     return (model, *_hf_input(config, folder))
+
+
+def has_hf_weights(name: str) -> bool:
+    """Say whether the directory of `hf:DIR` holds weights."""
+    return any((Path(name).expanduser() / file).is_file() for file in HF_WEIGHTS)
 
 
 def read_factory_model(model: nn.Module) -> Found:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medyate_planner.errors import InputError
 from medyate_planner.models import hubs
 from medyate_planner.models.factory import call_factory, first_line, import_factory
-from medyate_planner.models.head import count_outputs, find_head, out_features, resize_head
+from medyate_planner.models.head import ADVICE, count_outputs, find_head, out_features, resize_head, run_fake
 from medyate_planner.models.hubs import Found
 from medyate_planner.models.preprocessing import Preprocessing, default_preprocessing
 from medyate_planner.models.weights import Fit, compare, read_weights, zoo_weights
@@ -158,6 +158,9 @@ def _unknown_model(spec: str, name: str, places: tuple[str, ...]) -> InputError:
         names.update({known: f"{place}:{known}" if place else known for known in _names_in(place)})
     close = [names[match] for match in get_close_matches(name, names, n=3, cutoff=0.6)]
     advice = f"did you mean {', '.join(close)}?" if close else f"expected {FORMS}"
+    absent = [place for place in places if place and not _names_in(place)]
+    if absent:
+        advice += f" ({' and '.join(absent)} can not be imported; pip install 'medyate-planner[models]')"
     return InputError(f"model {spec!r} is not known; {advice}", spec=spec, close_matches=close)
 
 
@@ -223,10 +226,15 @@ def _replace_head(model: nn.Module, request: _HeadRequest) -> str | None:
     if out_features(model.get_submodule(head)) == request.num_classes:
         return None
     resize_head(model, head, request.num_classes, seed=request.seed)
-    outputs = count_outputs(model, request.shape)
-    if outputs not in (None, request.num_classes):
+    try:
+        _, outputs = run_fake(model, request.shape)
+    except Exception as error:
         raise InputError(
-            f"a new head in {head} gives {outputs} outputs, not {request.num_classes}; pass --head PATTERN"
+            f"with {request.num_classes} outputs in {head} the model fails: {first_line(error)}; {ADVICE}"
+        ) from error
+    if outputs is not None and request.num_classes not in outputs[1:]:
+        raise InputError(
+            f"with {request.num_classes} outputs in {head} the model gives {list(outputs)}; {ADVICE}"
         )
     return head
 
@@ -241,7 +249,10 @@ def _to_channels_last(model: nn.Module, shape: tuple[int, ...]) -> None:
 def _weights_source(spec: str, path: Path | None, seed: int, required: bool) -> str:
     if path is not None:
         return str(path)
-    if spec.partition(":")[0] in HUBS or spec in ZOO:
+    kind, _, name = spec.partition(":")
+    if kind == "hf" and hubs.has_hf_weights(name):
+        return name
+    if kind in (*HUBS, "hf") or spec in ZOO:
         if required:
             raise InputError(
                 f"model {spec}: pre-trained weights are needed and none were found; pass --weights FILE"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from medyate_planner.errors import InputError, StepOrderError
 from medyate_planner.graph import Layer
 
 GradientObserver = Callable[[Tensor], None]
+GradientTap = Callable[["Slot", Optional[Tensor], Optional[Tensor]], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,7 +24,7 @@ class UpdateRule:
     weight_decay: float = 0.0
     clip: float | None = None
     observers: list[GradientObserver] = field(default_factory=list)
-    keep_gradients: bool = False
+    tap: GradientTap | None = None  # sees each layer's gradient before clipping; must not keep it
 
 
 class Slot:
@@ -53,7 +55,6 @@ class Slot:
         if self.quota and not full:
             self.index = torch.arange(self.quota, dtype=torch.int32, device=weight.device)
         self.selection = 0  # how often the index was rewritten
-        self.last_gradient: tuple[Tensor | None, Tensor | None] | None = None
         self._sum: tuple[Tensor | None, Tensor | None] = (None, None)
         self._arrived = 0
 
@@ -115,8 +116,8 @@ class Slot:
     def _apply(self, weight_gradient: Tensor | None, bias_gradient: Tensor | None) -> None:
         rule = self.rule
         present = [g for g in (weight_gradient, bias_gradient) if g is not None]
-        if rule.keep_gradients:
-            self.last_gradient = (weight_gradient, bias_gradient)
+        if rule.tap is not None:
+            rule.tap(self, weight_gradient, bias_gradient)
         if not present or rule.lr == 0.0:
             return
         if rule.clip is not None:

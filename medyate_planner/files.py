@@ -1,0 +1,65 @@
+"""Files on disk: written whole or not at all, never overwritten by accident."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from medyate_planner.errors import InputError
+
+
+def write_atomic(path: Path, write: Callable[[Path], None], *, force: bool = True) -> Path:
+    """Let `write` fill a temporary file beside `path`, then rename it; on any failure `path` is as before.
+
+    Raises:
+        InputError: the file exists and `force` is not set, or its folder can not be written.
+    """
+    if path.exists() and not force:
+        raise InputError(f"{path} exists; pass --force to overwrite it, or another -o")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise InputError(f"{path}: can not be written: {error.strerror or error}") from error
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: can not be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path, text: str, *, force: bool = True) -> Path:
+    """Write text in UTF-8, whole or not at all."""
+    return write_atomic(path, lambda temporary: _put(temporary, text), force=force)
+
+
+def read_text(path: Path, *, what: str) -> str:
+    """Read a text file; a missing or unreadable one is an `InputError` that names it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{what} {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{what} {path}: can not be read: {error}") from error
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _put(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""How much each layer and channel matters on the user's data."""

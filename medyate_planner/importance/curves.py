@@ -1,0 +1,107 @@
+"""Value curves: what n channels of a layer are worth (DESIGN section 6). Concave, so a linear program can use them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from medyate_planner.errors import InputError
+from medyate_planner.importance.energy import Importance, Vector
+
+OBJECTIVES = ("norm", "energy")
+CURVES = ("uniform", "weighted", "top")
+MAX_BREAKPOINTS = 8
+_DRAWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueCurve:
+    """V(n) for n = 0..C, and its interpolation through at most 8 breakpoints, which the ILP maximises."""
+
+    layer: str
+    values: tuple[float, ...]
+
+    @property
+    def channels(self) -> int:
+        return len(self.values) - 1
+
+    @cached_property
+    def breakpoints(self) -> tuple[int, ...]:
+        """1, C and quadratically spaced numbers between them."""
+        count = min(MAX_BREAKPOINTS, self.channels)
+        if count < 2:
+            return (self.channels,)
+        steps = ((i / (count - 1)) ** 2 for i in range(count))
+        return tuple(sorted({1 + round(step * (self.channels - 1)) for step in steps}))
+
+    def interpolated(self, n: float) -> float:
+        """The piecewise linear lower estimate of V through 0 and the breakpoints."""
+        points = (0, *self.breakpoints)
+        return float(np.interp(n, points, [self.values[p] for p in points]))
+
+    @cached_property
+    def segments(self) -> tuple[tuple[float, float], ...]:
+        """(slope, intercept) of each piece; the interpolation is their minimum, because V is concave."""
+        points = (0, *self.breakpoints)
+        pieces = []
+        for left, right in zip(points, points[1:], strict=False):
+            slope = (self.values[right] - self.values[left]) / (right - left)
+            pieces.append((slope, self.values[left] - slope * left))
+        return tuple(pieces)
+
+
+def value_curve(
+    importance: Importance, layer: str, *, objective: str = "norm", curve: str = "uniform", seed: int = 0
+) -> ValueCurve:
+    """V(n) of a layer: the expected captured energy C(n), or its root.
+
+    `uniform` C(n) = n * mean(E); `weighted` the mean over seeded draws without replacement, probabilities
+    proportional to E, made concave; `top` the n largest. `energy` takes C itself, `norm` sqrt(C). Derived here.
+    """
+    if objective not in OBJECTIVES or curve not in CURVES:
+        raise InputError(
+            f"objective {objective!r} on curve {curve!r} is unknown; objectives: {', '.join(OBJECTIVES)}; "
+            f"curves: {', '.join(CURVES)}"
+        )
+    energy = importance.energy[layer]
+    captured = _captured(energy, curve, seed)
+    values = captured if objective == "energy" else np.sqrt(captured)
+    return ValueCurve(layer=layer, values=tuple(float(v) for v in values))
+
+
+def bias_value(importance: Importance, layer: str, objective: str) -> float:
+    """What updating a layer's bias is worth: its energy, or the root."""
+    energy = importance.bias_energy.get(layer, 0.0)
+    return energy if objective == "energy" else math.sqrt(energy)
+
+
+def _captured(energy: Vector, curve: str, seed: int) -> Vector:
+    count = len(energy)
+    if curve == "uniform":
+        return np.arange(count + 1) * float(energy.mean())
+    if curve == "top":
+        return np.concatenate([[0.0], np.cumsum(np.sort(energy)[::-1])])
+    generator = np.random.default_rng([seed, count])
+    with np.errstate(divide="ignore"):
+        logs = np.log(energy)
+    total = np.zeros(count)
+    for _ in range(_DRAWS):
+        order = np.argsort(-(logs + generator.gumbel(size=count)), kind="stable")
+        total += np.cumsum(energy[order])
+    return _concave(np.concatenate([[0.0], total / _DRAWS]))
+
+
+def _concave(values: Vector) -> Vector:
+    """The least concave function above `values` (upper hull), so that noise of the estimate does no harm."""
+    hull: list[int] = []
+    for i in range(len(values)):
+        while len(hull) > 1:
+            a, b = hull[-2], hull[-1]
+            if (values[b] - values[a]) * (i - a) >= (values[i] - values[a]) * (b - a):
+                break
+            hull.pop()
+        hull.append(i)
+    return np.interp(np.arange(len(values)), hull, values[hull])

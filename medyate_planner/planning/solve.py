@@ -1,0 +1,107 @@
+"""Hand a formulation to HiGHS (or CBC where highspy is missing) through PuLP. The only place that runs a solver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medyate_planner.errors import SolverError
+from medyate_planner.memory.model import Updates
+from medyate_planner.planning.formulation import Formulation
+from medyate_planner.planning.recompute import scope_bytes
+from medyate_planner.planning.request import Decision, PlanRequest
+
+_TIGHTENINGS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """What the solver found: quotas, biases, its upper bound on the objective; None of them if infeasible."""
+
+    quotas: dict[str, int]
+    biases: frozenset[str]
+    bound: float
+    proven: bool
+
+
+def solve(request: PlanRequest) -> Decision | None:
+    """The best plan to within `request.gap_ratio`, or None when no plan fits the budget.
+
+    Solver tolerances can not let a plan exceed its budget: the bytes are recomputed in integers, and if a byte is
+    over, the budget is tightened by that much and the program solved again.
+
+    Raises:
+        SolverError: the time limit passed without any plan.
+    """
+    limit = request.budget_bytes
+    for _ in range(_TIGHTENINGS):
+        solution = _run(Formulation(request, budget_bytes=limit).formulate(), request)
+        if solution is None:
+            return None
+        updates = request.updates(solution.quotas, solution.biases)
+        excess = scope_bytes(request, updates) - request.budget_bytes
+        if excess <= 0:
+            return _decision(request, updates, solution)
+        limit -= excess
+    raise SolverError("the solver's plans keep exceeding the budget by rounding; raise the budget by a few bytes")
+
+
+def _decision(request: PlanRequest, updates: Updates, solution: Solution) -> Decision:
+    found = request.interpolated_value(updates)
+    gap = max(0.0, (solution.bound - found) / abs(solution.bound)) if solution.bound else 0.0
+    optimal = solution.proven and gap <= max(request.gap_ratio, 1e-6)
+    return Decision(
+        updates=updates,
+        strategy="optimal",
+        status="optimal" if optimal else "feasible",
+        gap_ratio=gap,
+        bound=solution.bound,
+        facts={"interpolated_objective": found, "interpolation_loss": request.value(updates) - found},
+    )
+
+
+def _run(formulation: Formulation, request: PlanRequest) -> Solution | None:
+    pulp = formulation.pulp
+    problem = formulation.problem
+    solver = _solver(request)
+    try:
+        problem.solve(solver)
+    except pulp.PulpSolverError as error:
+        raise SolverError(f"the solver failed: {error}") from error
+    if problem.sol_status in (pulp.LpSolutionInfeasible, pulp.LpSolutionUnbounded):
+        return None
+    if problem.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
+        raise SolverError("the time limit passed before the solver found any plan; raise --time-limit")
+    quotas = {name: round(float(n.value() or 0.0)) for name, n in formulation.quota.items()}
+    biases = frozenset(name for name, b in formulation.bias.items() if (b.value() or 0.0) > 0.5)
+    bound = _bound(problem) * formulation.value_scale
+    return Solution(quotas=quotas, biases=biases, bound=bound, proven=problem.sol_status == pulp.LpSolutionOptimal)
+
+
+def _solver(request: PlanRequest) -> object:
+    import pulp
+
+    try:
+        import highspy  # noqa: F401
+    except ImportError:
+        return pulp.PULP_CBC_CMD(msg=False, gapRel=request.gap_ratio, timeLimit=request.time_limit_seconds, threads=1)
+    return pulp.HiGHS(
+        msg=False,
+        gapRel=request.gap_ratio,
+        gapAbs=0.0,
+        timeLimit=request.time_limit_seconds,
+        threads=1,
+        random_seed=request.seed,
+    )
+
+
+def _bound(problem: object) -> float:
+    """The solver's upper bound on the objective; CBC does not tell, there it is the objective itself."""
+    model = getattr(problem, "solverModel", None)
+    objective = float(getattr(problem, "objective").value())  # noqa: B009
+    if model is None or not hasattr(model, "getInfo"):
+        return objective
+    # HiGHS minimises the negated objective through PuLP
+    bound = abs(float(model.getInfo().mip_dual_bound))
+    return max(bound, objective)
+
+
