@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -30,9 +31,11 @@ class StepMeasurement:
 
     training_bytes: int
     saved_bytes: int
+    selected_bytes: int
     loss_bytes: int
     gradients_bytes: int
     index_bytes: int
+    update_bytes: int
     live_peak_bytes: int | None
     alive_saved_bytes: int | None
     loss: float | None
@@ -57,12 +60,13 @@ class KeptTracker:
         self._resident = {storage_key(tensor) for tensor in resident}
         self._holders: dict[int, int] = {}
         self._bytes: dict[int, int] = {}
-        self._in_loss: set[int] = set()
+        self._selected: set[int] = set()
         self._gradients_now = 0
         self._kept_now = 0
         self.index_bytes = index_bytes
         self.phase = "model"
-        self.saved_bytes = self.loss_bytes = self.gradients_bytes = 0
+        self.saved_bytes = self.selected_bytes = self.loss_bytes = self.gradients_bytes = 0
+        self.all_gradients_bytes = 0
         self.training_bytes = index_bytes
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda packed: packed.tensor)
 
@@ -85,6 +89,9 @@ class KeptTracker:
                     self.loss_bytes += nbytes
                 else:
                     self.saved_bytes += nbytes
+                if key in self._selected:
+                    self.selected_bytes += nbytes
+                    self._selected.discard(key)
                 self._note_peak()
         return _Packed(tensor, key, self)
 
@@ -96,10 +103,15 @@ class KeptTracker:
                 del self._holders[key]
                 self._kept_now -= self._bytes.pop(key)
 
+    def selected(self, tensor: Tensor) -> None:
+        """A compact copy of selected channels is about to be saved."""
+        self._selected.add(storage_key(tensor))
+
     def gradient(self, tensor: Tensor) -> None:
         """A weight gradient came into being; it counts until its storage is freed."""
         nbytes = int(tensor.untyped_storage().nbytes())
         self._gradients_now += nbytes
+        self.all_gradients_bytes += nbytes
         self.gradients_bytes = max(self.gradients_bytes, self._gradients_now)
         weakref.finalize(tensor.untyped_storage(), self._gradient_freed, nbytes)
         self._note_peak()
@@ -148,7 +160,7 @@ class LiveTracker(TorchDispatchMode):
 
 
 class StepMeter:
-    """Measure training steps of a session: `with meter.step(inputs): ...` or `measure_step`."""
+    """Puts the instruments on one training step of a session: `with StepMeter(session, inputs, live=True): ...`."""
 
     def __init__(self, session: Any, inputs: Iterable[Tensor], *, live: bool) -> None:
         self.session = session
@@ -159,6 +171,7 @@ class StepMeter:
 
     def __enter__(self) -> StepMeter:
         self.session.rule.observers.append(self.kept.gradient)
+        self.session.rule.selection_observers.append(self.kept.selected)
         if self.live is not None:
             self._stack.enter_context(self.live)
         self._stack.enter_context(self.kept)
@@ -169,6 +182,23 @@ class StepMeter:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
         self.session.rule.observers.remove(self.kept.gradient)
+        self.session.rule.selection_observers.remove(self.kept.selected)
+
+    def measurement(self, *, loss: float | None, alive_saved_bytes: int | None = None) -> StepMeasurement:
+        """The figures of the step that just ended."""
+        kept = self.kept
+        return StepMeasurement(
+            training_bytes=kept.training_bytes,
+            saved_bytes=kept.saved_bytes,
+            selected_bytes=kept.selected_bytes,
+            loss_bytes=kept.loss_bytes,
+            gradients_bytes=kept.gradients_bytes,
+            index_bytes=kept.index_bytes,
+            update_bytes=kept.selected_bytes + kept.all_gradients_bytes,
+            live_peak_bytes=self.live.peak_bytes if self.live else None,
+            alive_saved_bytes=alive_saved_bytes,
+            loss=loss,
+        )
 
 
 def measure_step(
@@ -177,31 +207,20 @@ def measure_step(
     kwargs: Mapping[str, Any],
     target: Any,
     loss_function: LossFunction,
-    *,
-    live: bool = True,
 ) -> StepMeasurement:
-    """Run one training step (forward, loss, backward with its updates) and measure it."""
+    """Run one training step (forward, loss, backward with its updates) and measure it in every way."""
     inputs = [leaf for leaf in tree_leaves([args, dict(kwargs), target]) if isinstance(leaf, Tensor)]
-    with StepMeter(session, inputs, live=live) as meter:
-        before = set(meter.live.live) if meter.live else set()
+    with StepMeter(session, inputs, live=True) as meter:
+        assert meter.live is not None
+        before = set(meter.live.live)
         outputs = session(*args, **kwargs)
-        alive_saved = _alive_since(meter.live, before, outputs, meter.kept) if meter.live else None
+        alive_saved = _alive_since(meter.live, before, outputs, meter.kept)
         meter.kept.phase = "loss"
         loss = loss_function(outputs, target)
         del outputs
         loss.backward()  # type: ignore[no-untyped-call]
-    value = None if isinstance(loss, torch._subclasses.FakeTensor) else float(loss.detach())
-    kept = meter.kept
-    return StepMeasurement(
-        training_bytes=kept.training_bytes,
-        saved_bytes=kept.saved_bytes,
-        loss_bytes=kept.loss_bytes,
-        gradients_bytes=kept.gradients_bytes,
-        index_bytes=kept.index_bytes,
-        live_peak_bytes=meter.live.peak_bytes if meter.live else None,
-        alive_saved_bytes=alive_saved,
-        loss=value,
-    )
+    value = None if isinstance(loss, FakeTensor) else float(loss.detach())
+    return meter.measurement(loss=value, alive_saved_bytes=alive_saved)
 
 
 def _alive_since(tracker: LiveTracker, before: set[int], outputs: Any, kept: KeptTracker) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +43,9 @@ def rewrite(
     `slots` maps operator names (call sites) to the slot of their layer. The anchor requires a gradient and makes
     the outputs of updated sites require one too.
     """
-    lean = fx.GraphModule(module, copy.deepcopy(module.graph))
+    with warnings.catch_warnings():  # torch's own graph copy warns about a deprecation of its own
+        warnings.simplefilter("ignore", FutureWarning)
+        lean = fx.GraphModule(module, copy.deepcopy(module.graph))
     lean.register_buffer(ANCHOR, anchor, persistent=False)
     for name, tensor in _constants(module):
         if not hasattr(lean, name):

@@ -24,6 +24,7 @@ class UpdateRule:
     weight_decay: float = 0.0
     clip: float | None = None
     observers: list[GradientObserver] = field(default_factory=list)
+    selection_observers: list[GradientObserver] = field(default_factory=list)
     tap: GradientTap | None = None  # sees each layer's gradient before clipping; must not keep it
 
 
@@ -83,6 +84,12 @@ class Slot:
             )
         self.index.copy_(torch.tensor(distinct, dtype=torch.int32))
         self.selection += 1
+
+    def keep(self, compact: Tensor) -> Tensor:
+        """Announce the compact copy that is about to be saved for backward."""
+        for observe in self.rule.selection_observers:
+            observe(compact)
+        return compact
 
     def begin_step(self) -> None:
         """Forget partial gradients of a step that never finished."""

@@ -73,7 +73,7 @@ class _Conv(torch.autograd.Function):
         if slot is not None:
             ctx.selection = slot.selection
             if slot.trains_weight:
-                ctx.save_for_backward(_compact_channels(x, slot))
+                ctx.save_for_backward(slot.keep(_compact_channels(x, slot)))
         return site.call(x, weight, bias)
 
     @staticmethod
@@ -105,7 +105,7 @@ class _Linear(torch.autograd.Function):
         if slot is not None:
             ctx.selection = slot.selection
             if slot.trains_weight:
-                ctx.save_for_backward(_compact_features(x, slot))
+                ctx.save_for_backward(slot.keep(_compact_features(x, slot)))
         result: Tensor = _aten.linear.default(x, weight, bias)
         return result
 

@@ -1,0 +1,448 @@
+"""The pipeline as functions: report, rank, plan, verify, prepare, train. The command line calls these and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medyate_planner.errors import InputError
+from medyate_planner.graph import ModelGraph
+from medyate_planner.importance.energy import Importance, from_weights
+from medyate_planner.importance.gradients import probe
+from medyate_planner.losses import Loss, LossFunction, named_loss
+from medyate_planner.memory.model import MemoryModel, Updates
+from medyate_planner.memory.timeline import Footprint, footprint
+from medyate_planner.planning.plan import (
+    ImportanceRef,
+    ModelInput,
+    Plan,
+    PlannedLayer,
+    PlannedModel,
+    Predicted,
+    Sampling,
+)
+from medyate_planner.planning.request import Decision, PlanRequest
+from medyate_planner.planning.strategies import STRATEGIES
+from medyate_planner.reporting.view import MemoryReport, build_report
+from medyate_planner.reporting.verification import Verification, compare
+from medyate_planner.trace import ExampleInputs, InputSpec, Trace, trace
+from medyate_planner.training.dryrun import dry_full, dry_run, loss_keeps
+from medyate_planner.training.loop import Batches, Epoch, Recipe, fit, invoke, to_model
+from medyate_planner.training.measure import measure_step
+from medyate_planner.training.run import load_weights
+from medyate_planner.training.sampling import draw
+from medyate_planner.training.session import Session
+from medyate_planner.units import parse_bytes
+
+LossSpec = str | LossFunction | Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model made ready for planning: traced, read at one batch size, with its loss. Make one with `subject_of`."""
+
+    model: nn.Module
+    traced: Trace
+    graph: ModelGraph
+    memory: MemoryModel
+    loss: Loss
+    dropout: str = "off"
+
+
+def subject_of(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    batch_size: int | None = None,
+    loss: LossSpec = "cross-entropy",
+    head: str | None = None,
+    dropout: str = "off",
+    device: str = "cpu",
+) -> Subject:
+    """Trace a model once; report, rank, plan, verify and train can all start from the result."""
+    traced = trace(model, example_inputs, head=head, dropout=dropout, device=device)
+    graph = traced.graph(batch_size or _batch_of(example_inputs))
+    chosen = named_loss(loss)
+    memory = MemoryModel(graph, loss=loss_keeps(traced, graph, chosen.function, chosen.make_target))
+    return Subject(model=model, traced=traced, graph=graph, memory=memory, loss=chosen, dropout=dropout)
+
+
+def report(
+    model: nn.Module | Subject,
+    example_inputs: ExampleInputs | None = None,
+    *,
+    optimizer: str = "sgd",
+    spec: str | None = None,
+    **options: Any,
+) -> MemoryReport:
+    """Where training memory goes: full fine-tuning in PyTorch, inference, and every layer by channel.
+
+    The model may be on the meta device: nothing of its size is allocated.
+
+    Args:
+        model: A module, or what `subject_of` returned.
+        example_inputs: One batch; its values do not matter.
+        optimizer: sgd, momentum, adam or adamw, for the optimizer state of full fine-tuning.
+        spec: The model's name in the report.
+        options: As `subject_of`.
+    """
+    subject = _subject(model, example_inputs, options)
+    full = dry_full(subject.traced, subject.graph.batch_size, subject.loss.function, subject.loss.make_target)
+    return build_report(subject.memory, full, optimizer=optimizer, spec=spec or type(subject.model).__name__)
+
+
+def rank(
+    model: nn.Module | Subject,
+    batches: Callable[[int], Iterable[tuple[Any, Any]]],
+    loss: LossSpec = "cross-entropy",
+    *,
+    example_inputs: ExampleInputs | None = None,
+    steps_per_epoch: int,
+    warm_head_epochs: int = 2,
+    recipe: Recipe | None = None,
+    max_batches: int | None = None,
+    on_step: Callable[[str, int, int], None] = lambda _phase, _step, _of: None,
+    **options: Any,
+) -> Importance:
+    """Train the head alone for a short while, then measure the gradient energy of every channel.
+
+    The head's weights in `model` are put back; the warmed ones are in the result.
+
+    Args:
+        model: A module, or what `subject_of` returned.
+        batches: `batches(epoch)` gives (input, target) pairs.
+        loss: Name, callable, or module:factory.
+        example_inputs: One batch, needed for a module.
+        steps_per_epoch: Number of batches of an epoch.
+        warm_head_epochs: Epochs of training the head alone; 0 measures with the head as it is.
+        recipe: Learning rate and clipping of the warm-up.
+        max_batches: Measure on this many batches at most.
+        on_step: Progress: phase ("head" or "gradients"), step, number of steps.
+        options: As `subject_of`.
+    """
+    subject = _subject(model, example_inputs, {"loss": loss, **options})
+    chosen = recipe or Recipe(epochs=max(1, warm_head_epochs))
+    head_names = _head_parameters(subject.graph)
+    own = dict(subject.model.named_parameters())
+    before = {name: own[name].detach().clone() for name in head_names}
+    count = min(steps_per_epoch, max_batches or steps_per_epoch)
+    try:
+        if head_names and warm_head_epochs:
+            total = chosen.epochs * steps_per_epoch
+            warm_head(subject, batches, chosen, steps_per_epoch, on_step=lambda e, s: on_step("head", e * steps_per_epoch + s, total))
+        seen = 0
+
+        def limited() -> Iterable[tuple[Any, Any]]:
+            for index, (x, target) in enumerate(batches(0)):
+                if index >= count:
+                    return
+                yield to_model(subject.model, x), to_model(subject.model, target, cast=False)
+
+        def advance() -> None:
+            nonlocal seen
+            seen += 1
+            on_step("gradients", seen, count)
+
+        measured = probe(subject.model, subject.graph, limited(), subject.loss.function, call=invoke, on_batch=advance)
+        warmed = {name: own[name].detach().clone() for name in head_names}
+    finally:
+        load_weights(subject.model, before)
+    facts = {**measured.facts, "loss": subject.loss.name, "warm_head_epochs": warm_head_epochs}
+    return Importance(
+        energy=measured.energy,
+        norms=measured.norms,
+        bias_energy=measured.bias_energy,
+        fingerprint=measured.fingerprint,
+        source=measured.source,
+        head=warmed,
+        facts=facts,
+    )
+
+
+def warm_head(
+    subject: Subject,
+    batches: Callable[[int], Iterable[tuple[Any, Any]]],
+    recipe: Recipe,
+    steps_per_epoch: int,
+    *,
+    on_step: Callable[[int, int], None] = lambda _epoch, _step: None,
+) -> None:
+    """Train the head alone, in place, with the executor itself (a head-only plan)."""
+    updates = Updates(quotas={}, full=frozenset(subject.graph.head))
+    source = Batches(train=batches, test=lambda: (), steps_per_epoch=steps_per_epoch)
+    with Session(subject.model, subject.traced, subject.graph, updates, lambda _interval: {}) as session:
+        for _ in fit(session, source, subject.loss, recipe, on_step=lambda e, s, _loss: on_step(e, s + 1)):
+            pass
+
+
+def plan(
+    model: nn.Module | Subject,
+    example_inputs: ExampleInputs | None = None,
+    budget: str | int = "512kB",
+    importance: Importance | None = None,
+    *,
+    strategy: str = "optimal",
+    update: str = "fused",
+    sampling: Sampling | None = None,
+    model_facts: Mapping[str, Any] | None = None,
+    importance_file: ImportanceRef | None = None,
+    request: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Plan:
+    """Decide which layers are updated and how many channels in each, under a memory budget.
+
+    Args:
+        model: A module (on the meta device too), or what `subject_of` returned.
+        example_inputs: One batch, needed for a module; its batch size is what is planned for.
+        budget: Bytes, or a text such as "512kB".
+        importance: From `rank`; without it, mean squared weight per channel (the plan says so).
+        strategy: optimal, head-only or full.
+        update: "fused".
+        sampling: How channels are redrawn.
+        model_facts: How to build the model again (spec, weights, num_classes, input_shape), for the file.
+        importance_file: Name and hash of the importance file.
+        request: Further keys of `PlanRequest`: scope, objective, curve, max_layers, granularity, ...
+        options: As `subject_of`.
+
+    Raises:
+        InfeasibleBudgetError: no plan fits; gives the smallest budget that can be met.
+        PlanMismatchError: the importance is another model's.
+    """
+    if update != "fused":
+        raise InputError(f"update mode {update!r} is not available; choose fused")
+    if strategy not in STRATEGIES:
+        raise InputError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
+    subject = _subject(model, example_inputs, options)
+    if importance is None:
+        importance = from_weights(subject.graph, dict(subject.traced.module.named_parameters(remove_duplicate=False)))
+    importance.check(subject.graph)
+    asked = PlanRequest(
+        memory=subject.memory, importance=importance, budget_bytes=parse_bytes(budget), **dict(request or {})
+    )
+    decision = STRATEGIES[strategy](asked)
+    reference = importance_file or ImportanceRef(source=importance.source)
+    return _plan_file(subject, asked, decision, sampling or Sampling(), model_facts or {}, reference)
+
+
+def prepare(model: nn.Module, plan: Plan, importance: Importance | None = None) -> Session:
+    """Make a model ready for planned training in the user's own loop; see `Session`.
+
+    Raises:
+        PlanMismatchError: the plan was made for another model.
+        InputError: weighted or top sampling without importance.
+    """
+    return open_session(subject_for(model, plan), plan, importance)
+
+
+def subject_for(model: nn.Module, plan: Plan, *, batch_size: int | None = None) -> Subject:
+    """Trace a model as the plan describes it, and check that the plan fits."""
+    specs = [InputSpec(shape=i.shape, dtype=i.dtype, name=i.name) for i in plan.model.inputs]
+    examples = [spec.example(2) for spec in specs]
+    inputs: ExampleInputs = tuple(examples)
+    if any(spec.name for spec in specs):
+        inputs = {str(spec.name): example for spec, example in zip(specs, examples, strict=True)}
+    subject = subject_of(
+        model,
+        inputs,
+        batch_size=batch_size or plan.batch_size,
+        loss=plan.loss,
+        head=plan.model.head_pattern,
+        dropout=plan.dropout,
+        device=plan.device,
+    )
+    plan.check(subject.graph)
+    return subject
+
+
+def open_session(subject: Subject, plan: Plan, importance: Importance | None = None) -> Session:
+    """A session whose draws follow the plan's sampling; the first interval is drawn."""
+    sampling = plan.sampling
+    layers = [layer for layer in plan.layers if not layer.head]
+
+    def planned_draw(interval: int) -> dict[str, list[int]]:
+        return {
+            layer.name: draw(
+                sampling.method,
+                layer=layer.name,
+                channels=layer.channels,
+                quota=layer.quota,
+                seed=sampling.seed,
+                interval=interval,
+                importance=None if importance is None else list(importance.energy[layer.name] ** 0.5),
+                alpha=sampling.alpha,
+            )
+            for layer in layers
+        }
+
+    session = Session(subject.model, subject.traced, subject.graph, plan.updates(), planned_draw)
+    session.resample(0)
+    return session
+
+
+def verify(model: nn.Module | Subject, plan: Plan, *, seed: int = 0) -> Verification:
+    """One real step on this machine: predicted bytes against measured bytes, by category.
+
+    The model's weights are put back afterwards.
+    """
+    subject = model if isinstance(model, Subject) else subject_for(model, plan)
+    figures = footprint(subject.memory, plan.updates())
+    certified = dry_run(
+        subject.traced, subject.graph, plan.updates(), subject.loss.function, subject.loss.make_target
+    )
+    trained = [p for p in subject.model.parameters()]
+    before = [p.detach().clone() for p in trained]
+    args, kwargs = subject.traced.examples(subject.graph.batch_size, seed)
+    args, kwargs = to_model(subject.model, args), to_model(subject.model, kwargs)
+    neutral = None if plan.sampling.method in ("uniform", "static") else from_weights(subject.graph, dict(subject.model.named_parameters()))
+    with open_session(subject, plan, neutral) as session:
+        with torch.no_grad():
+            target = subject.loss.make_target(session.eval()(*args, **kwargs))
+        session.train().set_lr(1e-3, clip=5.0)
+        measured = measure_step(session, args, kwargs, target, subject.loss.function)
+    with torch.no_grad():
+        for parameter, original in zip(trained, before, strict=True):
+            parameter.copy_(original)
+    return compare(plan, figures, certified, measured)
+
+
+def train(
+    model: nn.Module | Subject,
+    plan: Plan,
+    batches: Batches,
+    recipe: Recipe,
+    *,
+    importance: Importance | None = None,
+    start_epoch: int = 0,
+    on_step: Callable[[int, int, float], None] = lambda _epoch, _step, _loss: None,
+    on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
+) -> list[Epoch]:
+    """Execute a planned fine-tune in place. Starts from the importance file's warmed head, if one is given.
+
+    Raises:
+        PlanMismatchError, DivergenceError, InputError.
+    """
+    subject = model if isinstance(model, Subject) else subject_for(model, plan)
+    if importance is not None:
+        importance.check(subject.graph)
+        if start_epoch == 0:
+            load_weights(subject.model, importance.head)
+    epochs = []
+    with open_session(subject, plan, importance) as session:
+        for epoch in fit(session, batches, subject.loss, recipe, start_epoch=start_epoch, on_step=on_step):
+            epochs.append(epoch)
+            on_epoch(epoch)
+    return epochs
+
+
+def _subject(model: nn.Module | Subject, example_inputs: ExampleInputs | None, options: Mapping[str, Any]) -> Subject:
+    if isinstance(model, Subject):
+        return model
+    if example_inputs is None:
+        raise InputError("example_inputs: expected one batch of inputs beside the model, got none")
+    return subject_of(model, example_inputs, **options)
+
+
+def _batch_of(example_inputs: ExampleInputs) -> int:
+    if isinstance(example_inputs, Tensor):
+        return int(example_inputs.shape[0])
+    values: Sequence[Tensor] = (
+        list(example_inputs.values()) if isinstance(example_inputs, Mapping) else list(example_inputs)
+    )
+    return int(values[0].shape[0])
+
+
+def _head_parameters(graph: ModelGraph) -> list[str]:
+    layers = [graph.layer_by_name[name] for name in graph.head]
+    return [name for layer in layers for name in (layer.weight, layer.bias) if name]
+
+
+def _plan_file(
+    subject: Subject,
+    asked: PlanRequest,
+    decision: Decision,
+    sampling: Sampling,
+    model_facts: Mapping[str, Any],
+    reference: ImportanceRef,
+) -> Plan:
+    graph, updates = subject.graph, decision.updates
+    figures = footprint(subject.memory, updates)
+    certified = dry_run(subject.traced, graph, updates, subject.loss.function, subject.loss.make_target)
+    inputs = tuple(ModelInput(shape=s.shape, dtype=s.dtype, name=s.name) for s in subject.traced.inputs)
+    return Plan(
+        model=PlannedModel(
+            fingerprint=graph.fingerprint,
+            num_parameters=graph.num_parameters,
+            inputs=inputs,
+            head_pattern=subject.traced.head_pattern,
+            **dict(model_facts),
+        ),
+        batch_size=graph.batch_size,
+        dtype=graph.layers[0].dtype if graph.layers else "float32",
+        device=subject.traced.device,
+        loss=subject.loss.name,
+        dropout="keep" if subject.dropout == "keep" else "off",
+        budget_bytes=asked.budget_bytes,
+        scope="update" if asked.scope == "update" else "training",
+        strategy=decision.strategy,
+        objective_name=asked.objective,
+        curve=asked.curve,
+        status="optimal" if decision.status == "optimal" else "feasible",
+        gap_ratio=decision.gap_ratio,
+        objective=asked.value(updates),
+        objective_bound=decision.bound,
+        interpolation_loss=decision.facts.get("interpolation_loss", 0.0),
+        predicted=_predicted(figures, certified.live_peak_bytes or 0),
+        layers=_planned_layers(graph, updates),
+        biases=tuple(layer.name for layer in graph.layers if layer.name in updates.biases),
+        sampling=sampling,
+        importance=reference,
+    )
+
+
+def _planned_layers(graph: ModelGraph, updates: Updates) -> tuple[PlannedLayer, ...]:
+    return tuple(
+        PlannedLayer(
+            name=layer.name,
+            kind=layer.kind,
+            channels=layer.channels,
+            quota=layer.channels if layer.name in updates.full else updates.quotas[layer.name],
+            head=layer.name in updates.full,
+        )
+        for layer in graph.layers
+        if layer.name in updates.full or updates.quotas.get(layer.name)
+    )
+
+
+def _predicted(figures: Footprint, live_peak_bytes: int) -> Predicted:
+    return Predicted(
+        update_bytes=figures.update_bytes,
+        training_bytes=figures.training_bytes,
+        live_peak_bytes=live_peak_bytes,
+        saved_bytes=figures.saved_bytes,
+        selected_bytes=figures.selected_bytes,
+        passthrough_bytes=figures.passthrough_bytes,
+        gradients_bytes=figures.gradients_bytes,
+        optimizer_bytes=figures.optimizer_bytes,
+        loss_bytes=figures.loss_bytes,
+        index_bytes=figures.index_bytes,
+        elements=figures.elements,
+    )
+
+
+__all__ = [
+    "Subject",
+    "open_session",
+    "plan",
+    "prepare",
+    "rank",
+    "report",
+    "subject_for",
+    "subject_of",
+    "train",
+    "verify",
+    "warm_head",
+]

@@ -1,0 +1,51 @@
+"""The command line: one file per command, `main` returns the exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+COMMANDS = ("report", "rank", "plan", "show", "verify", "train", "demo")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `medyate` with these arguments and return the exit code of DESIGN section 10."""
+    from cyclopts import CycloptsError
+
+    from medyate_planner.cli.output import fail
+    from medyate_planner.errors import InputError, MedyateError
+
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    as_json, debug = "--json" in tokens, "--debug" in tokens
+    try:
+        result = build_app()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        text = " ".join(str(error).split()) or "wrong usage"
+        return fail(InputError(f"{text}; see `medyate --help`"), as_json=as_json)
+    except MedyateError as error:
+        if debug:
+            raise
+        return fail(error, as_json=as_json)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+
+def build_app() -> object:
+    """The command line as a cyclopts app; commands are imported when they run."""
+    from cyclopts import App
+
+    from medyate_planner import __version__
+
+    app = App(
+        name="medyate",
+        help="Fine-tune any torch model inside a memory budget: report → rank → plan → verify → train.",
+        version=__version__,
+    )
+    for name in COMMANDS:
+        app.command(f"medyate_planner.cli.{name}:{name}", name=name)
+    return app

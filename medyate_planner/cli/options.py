@@ -1,0 +1,172 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from medyate_planner.api import Subject
+    from medyate_planner.data import DataBundle
+    from medyate_planner.models import LoadedModel
+    from medyate_planner.training.loop import Batches
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How to build the model."""
+
+    weights: Path | None = None
+    "Weights file: safetensors, or a torch file of tensors."
+    num_classes: int | None = None
+    "Give the model a new head of this many classes."
+    input_shape: str | None = None
+    "Shape of one input, such as 3x128x128."
+    head: str | None = None
+    "Pattern of the layer to train in full, or 'none'."
+    batch_size: int = 8
+    "Samples in one training step; all figures are for it."
+    dtype: str = "float32"
+    "float32 or bfloat16."
+    loss: str = "cross-entropy"
+    "cross-entropy, mse, or module:factory."
+    dropout: str = "off"
+    "off or keep, during training."
+    device: str = "cpu"
+    "Where the model is trained, and predictions are made for."
+    seed: int = 0
+    "Seed of everything random."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Where results go."""
+
+    json: Annotated[bool, Parameter(negative="")] = False
+    "Machine output on stdout."
+    force: Annotated[bool, Parameter(negative="")] = False
+    "Overwrite files that exist."
+    debug: Annotated[bool, Parameter(negative="")] = False
+    "Show the traceback of an error."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How to read the data."""
+
+    augment: str = "none"
+    "none, flip, crop or flip+crop."
+    val_fraction: float = 0.2
+    "Share of each class for testing where the data has no test set."
+    limit: int | None = None
+    "Use this many samples of each set."
+    workers: int = 0
+    "Worker processes that load data."
+    mean: tuple[float, ...] | None = None
+    "Mean of each channel, instead of the model's own."
+    std: tuple[float, ...] | None = None
+    "Deviation of each channel, instead of the model's own."
+
+
+def load(spec: str, options: ModelOptions, *, need_weights: bool = False) -> LoadedModel:
+    """Build the model an option set describes."""
+    from medyate_planner.models import load_model, parse_shape
+
+    return load_model(
+        spec,
+        weights=options.weights,
+        num_classes=options.num_classes,
+        input_shape=parse_shape(options.input_shape) if options.input_shape else None,
+        dtype=options.dtype,
+        seed=options.seed,
+        head=None if options.head == "none" else options.head,
+        require_weights=need_weights,
+    )
+
+
+def make_subject(loaded: LoadedModel, options: ModelOptions) -> Subject:
+    """Trace a loaded model."""
+    from medyate_planner.api import subject_of
+    from medyate_planner.models import example_input
+
+    model = loaded.model.to(options.device)
+    check_batch_size(options.batch_size)
+    return subject_of(
+        model,
+        example_input(model, loaded.input_shape, batch_size=options.batch_size),
+        loss=options.loss,
+        head=options.head,
+        dropout=options.dropout,
+        device=options.device,
+    )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise `InputError` unless there is at least one sample in a batch."""
+    from medyate_planner.errors import InputError
+
+    if batch_size < 1:
+        raise InputError(f"--batch-size: expected 1 or more, got {batch_size}")
+
+
+def read_data(spec: str, loaded: LoadedModel, options: DataOptions, seed: int) -> DataBundle:
+    """Load a data set with the model's own preprocessing, and say which."""
+    from dataclasses import replace
+
+    from medyate_planner.cli.output import say
+    from medyate_planner.data import load_data
+
+    preprocessing = loaded.preprocessing
+    if preprocessing is not None and (options.mean or options.std):
+        preprocessing = replace(
+            preprocessing,
+            mean=options.mean or preprocessing.mean,
+            std=options.std or preprocessing.std,
+            source="--mean and --std",
+        )
+    bundle = load_data(
+        spec,
+        preprocessing,
+        augment=options.augment,
+        val_fraction=options.val_fraction,
+        seed=seed,
+        limit=options.limit,
+    )
+    if preprocessing is not None:
+        say(f"preprocessing: {preprocessing.describe()}")
+    say(f"data: {bundle.description}")
+    return bundle
+
+
+def batches_of(bundle: DataBundle, batch_size: int, *, seed: int, workers: int = 0) -> Batches:
+    """Seeded loaders over a data set, one per epoch."""
+    from medyate_planner.data import make_loader
+    from medyate_planner.training.loop import Batches
+
+    count = len(bundle.train)  # type: ignore[arg-type]
+    return Batches(
+        train=lambda epoch: make_loader(
+            bundle.train, batch_size, shuffle=True, seed=seed, epoch=epoch, drop_last=True, workers=workers
+        ),
+        test=lambda: make_loader(
+            bundle.test, max(batch_size, 32), shuffle=False, seed=seed, epoch=0, drop_last=False, workers=workers
+        ),
+        steps_per_epoch=max(1, count // batch_size),
+    )
+
+
+def check_classes(loaded: LoadedModel, bundle: DataBundle) -> None:
+    """Raise `InputError` if the data has more classes than the model's head."""
+    from medyate_planner.errors import InputError
+
+    if bundle.num_classes and loaded.num_classes and bundle.num_classes > loaded.num_classes:
+        raise InputError(
+            f"the data has {bundle.num_classes} classes, the model's head {loaded.num_classes}; pass "
+            f"--num-classes {bundle.num_classes}"
+        )

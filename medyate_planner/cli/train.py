@@ -1,0 +1,184 @@
+"""`medyate train`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medyate_planner.cli.options import DataOptions, OutputOptions, batches_of, check_classes, read_data
+from medyate_planner.cli.output import emit_json, say, show
+from medyate_planner.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from medyate_planner.api import Subject
+    from medyate_planner.importance.energy import Importance
+    from medyate_planner.planning.plan import Plan
+    from medyate_planner.training.loop import Batches, Epoch, Recipe
+    from medyate_planner.training.run import RunFolder
+
+
+def train(
+    plan: Path,
+    /,
+    *,
+    data: str,
+    epochs: int,
+    out_dir: Path = Path("run"),
+    resume: bool = False,
+    importance: Path | None = None,
+    weights: Path | None = None,
+    lr: float = 0.02,
+    warmup_epochs: float = 0.5,
+    clip: float = 5.0,
+    weight_decay: float = 0.0,
+    head_epochs: int = 2,
+    seed: int = 0,
+    reading: DataOptions = DataOptions(),
+    out: OutputOptions = OutputOptions(),
+) -> int:
+    """Really train inside the budget, redrawing channels every epoch, measured every epoch.
+
+    Ctrl-C ends cleanly; --resume goes on from the last whole epoch, bit for bit.
+
+    Example: medyate train plan.json --data tar:sign_digits.tar --epochs 4 --out run/
+
+    Parameters
+    ----------
+    plan
+        A file from `medyate plan`.
+    data
+        As for `medyate rank`.
+    epochs
+        Epochs to train in all.
+    out_dir
+        Folder for metrics, selections, checkpoint and final weights.
+    resume
+        Go on with the run in that folder.
+    importance
+        The importance file, where it is not beside the plan.
+    weights
+        Weights file, where it moved since the plan was made.
+    lr
+        Learning rate after warm-up.
+    warmup_epochs
+        Epochs of linear warm-up before the cosine.
+    clip
+        Largest gradient norm of a layer; larger ones are scaled down.
+    weight_decay
+        Weight decay of what is updated.
+    head_epochs
+        Epochs of training the head alone where the plan has no importance file.
+    seed
+        Seed of data order and augmentation.
+    """
+    from medyate_planner.api import subject_for
+    from medyate_planner.cli.rebuild import importance_of, model_of
+    from medyate_planner.planning.plan import Plan
+    from medyate_planner.reporting.text import render_run
+    from medyate_planner.training.loop import Recipe
+    from medyate_planner.training.run import RunFolder
+
+    loaded_plan = Plan.load(plan)
+    recipe = Recipe(
+        epochs=epochs, lr=lr, warmup_epochs=warmup_epochs, clip=clip, weight_decay=weight_decay, seed=seed
+    )
+    run = RunFolder(out_dir)
+    measured = importance_of(loaded_plan, plan, importance)
+    loaded = model_of(loaded_plan, weights=weights)
+    say(f"model: {loaded.spec}, weights: {loaded.weights_source}")
+    bundle = read_data(data, loaded, reading, seed)
+    check_classes(loaded, bundle)
+    source = batches_of(bundle, loaded_plan.batch_size, seed=seed, workers=reading.workers)
+    subject = subject_for(loaded.model, loaded_plan)
+    if resume:
+        start = _resume(run, subject, loaded_plan, recipe)
+    else:
+        start = 0
+        run.start(loaded_plan, recipe, {"data": data}, force=out.force)
+        if measured is None and subject.graph.head and head_epochs:
+            _warm_head(subject, source, recipe, head_epochs)
+    _fit(subject, loaded_plan, source, recipe, run, measured, start)
+    if out.json:
+        emit_json({"kind": "run", "folder": str(out_dir), "metrics": run.metrics()})
+    else:
+        show(render_run(run.metrics(), loaded_plan.budget_bytes))
+    return 0
+
+
+def _fit(
+    subject: Subject,
+    plan: Plan,
+    source: Batches,
+    recipe: Recipe,
+    run: RunFolder,
+    importance: Importance | None,
+    start: int,
+) -> None:
+    from medyate_planner.api import train as execute
+
+    steps = source.steps_per_epoch
+
+    def on_epoch(epoch: Epoch) -> None:
+        run.record(epoch, subject.model)
+        say(_one_line(epoch, recipe.epochs, plan.budget_bytes))
+
+    with progress_bar(recipe.epochs * steps, "training") as update:
+        try:
+            execute(
+                subject,
+                plan,
+                source,
+                recipe,
+                importance=importance,
+                start_epoch=start,
+                on_step=lambda epoch, step, loss: update(epoch * steps + step + 1, f"loss {loss:.3f}"),
+                on_epoch=on_epoch,
+            )
+        except KeyboardInterrupt:
+            say(f"interrupted: go on with --resume --out {run.path}")
+            raise
+    run.finish(subject.model)
+    say(f"wrote {run.model_file}")
+
+
+def _resume(run: RunFolder, subject: Subject, plan: Plan, recipe: Recipe) -> int:
+    from dataclasses import asdict
+
+    from medyate_planner.errors import InputError
+    from medyate_planner.planning.plan import Plan as PlanFile
+
+    before: dict[str, Any] = run.settings()
+    if before.get("recipe") != asdict(recipe) or PlanFile.load(run.path / "plan.json") != plan:
+        raise InputError(
+            f"{run.path} was started with another plan or recipe ({before.get('recipe')}); give the same ones to resume, "
+            "or start over with --force"
+        )
+    start = run.resume(subject.model)
+    say(f"resuming after epoch {start - 1}" if start else "resuming from the start: no epoch was finished")
+    return start
+
+
+def _warm_head(subject: Subject, source: Batches, recipe: Recipe, epochs: int) -> None:
+    from dataclasses import replace
+
+    from medyate_planner.api import warm_head
+
+    say(f"the plan has no importance file: training the head alone for {epochs} epochs first")
+    steps = source.steps_per_epoch
+    with progress_bar(epochs * steps, "head") as update:
+        warm_head(
+            subject,
+            source.train,
+            replace(recipe, epochs=epochs),
+            steps,
+            on_step=lambda epoch, step: update(epoch * steps + step, ""),
+        )
+
+
+def _one_line(epoch: Epoch, epochs: int, budget_bytes: int) -> str:
+    metrics = epoch.metrics
+    accuracy = "" if metrics.test_accuracy is None else f", test accuracy {metrics.test_accuracy:.4f}"
+    return (
+        f"epoch {metrics.epoch + 1}/{epochs}: loss {metrics.train_loss:.4f}{accuracy}, measured training memory "
+        f"{metrics.measured_training_bytes:,} B of {budget_bytes:,} B, {metrics.seconds:.1f} s"
+    )

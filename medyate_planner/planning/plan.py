@@ -1,0 +1,195 @@
+"""The plan file: what is trained, why it fits, and what it was made for. JSON with a schema version."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medyate_planner.errors import InputError, PlanMismatchError
+from medyate_planner.files import read_text, write_text
+from medyate_planner.graph import ModelGraph
+from medyate_planner.memory.model import Updates
+
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelInput(_Part):
+    """One input of the model, without the batch dimension."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    name: str | None = Field(None, description="set for keyword inputs")
+
+
+class PlannedModel(_Part):
+    """The model a plan was made for, and how to build it again."""
+
+    spec: str | None = Field(None, description="as on the command line; null for a model made in Python")
+    fingerprint: str = Field(description="SHA-256 of operators, wiring, parameter names and shapes")
+    num_parameters: int
+    inputs: tuple[ModelInput, ...]
+    weights: str | None = None
+    num_classes: int | None = None
+    input_shape: tuple[int, ...] | None = None
+    head_pattern: str | None = None
+
+
+class PlannedLayer(_Part):
+    """A layer that is updated: `quota` of its input channels at a time. The head is trained in full."""
+
+    name: str
+    kind: Literal["conv", "depthwise", "grouped", "linear"]
+    channels: int = Field(ge=1)
+    quota: int = Field(ge=1)
+    head: bool = False
+
+    @model_validator(mode="after")
+    def _quota_in_range(self) -> PlannedLayer:
+        if self.quota > self.channels or (self.head and self.quota != self.channels):
+            raise ValueError(f"layer {self.name}: quota {self.quota} does not fit {self.channels} channels")
+        return self
+
+
+class Predicted(_Part):
+    """Predicted figures of one training step, in bytes (`elements`: TraDy's accounting, per sample)."""
+
+    update_bytes: int
+    training_bytes: int
+    live_peak_bytes: int
+    saved_bytes: int
+    selected_bytes: int
+    passthrough_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    loss_bytes: int
+    index_bytes: int
+    elements: int
+
+
+class Sampling(_Part):
+    """How channels are redrawn inside each layer's quota."""
+
+    method: Literal["uniform", "weighted", "top", "static"] = "uniform"
+    seed: int = 0
+    interval: Literal["epoch"] = "epoch"
+    alpha: float = 1.0
+    pool: tuple[str, ...] | None = Field(None, description="layers to draw across; null: inside each layer's quota")
+
+
+class ImportanceRef(_Part):
+    """The importance file a plan was made from; null file: what is named in `source`."""
+
+    source: str
+    file: str | None = None
+    sha256: str | None = None
+
+
+class Plan(_Part):
+    """Which layers are updated, how many channels in each, and what that costs."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["plan"] = "plan"
+    model: PlannedModel
+    batch_size: int = Field(ge=1)
+    dtype: str = "float32"
+    device: str = "cpu"
+    loss: str = "cross-entropy"
+    dropout: Literal["off", "keep"] = "off"
+    norm: Literal["frozen"] = "frozen"
+    budget_bytes: int = Field(ge=1)
+    scope: Literal["update", "training"]
+    strategy: str
+    objective_name: str = "norm"
+    curve: str = "uniform"
+    update: Literal["fused"] = "fused"
+    optimizer: Literal["sgd"] = "sgd"
+    status: Literal["optimal", "feasible"]
+    gap_ratio: float
+    objective: float
+    objective_bound: float | None = None
+    interpolation_loss: float = 0.0
+    predicted: Predicted
+    layers: tuple[PlannedLayer, ...]
+    biases: tuple[str, ...] = ()
+    sampling: Sampling = Sampling()
+    importance: ImportanceRef
+
+    def updates(self) -> Updates:
+        """The plan's decision for the memory model and the session."""
+        return Updates(
+            quotas={layer.name: layer.quota for layer in self.layers if not layer.head},
+            biases=frozenset(self.biases),
+            full=frozenset(layer.name for layer in self.layers if layer.head),
+        )
+
+    def check(self, graph: ModelGraph) -> None:
+        """Raise `PlanMismatchError` unless the plan was made for the model that `graph` describes."""
+        if graph.fingerprint != self.model.fingerprint:
+            raise PlanMismatchError(
+                f"the plan was made for another model (fingerprint {self.model.fingerprint[:12]}, expected "
+                f"{graph.fingerprint[:12]}{_first_difference(self, graph)}); make a plan for this model with `medyate plan`"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types, keys as in the file."""
+        return self.model_dump(mode="json")
+
+    def to_json(self) -> str:
+        """The text of the file."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def save(self, path: Path | str, *, force: bool = True) -> Path:
+        """Write the plan, whole or not at all."""
+        return write_text(Path(path), self.to_json(), force=force)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Plan:
+        """Read a plan file.
+
+        Raises:
+            InputError: missing, not JSON, of another schema version, or with a wrong value; names the key.
+        """
+        path = Path(path)
+        text = read_text(path, what="plan")
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"plan {path}: not complete JSON (line {error.lineno}, column {error.colno}: {error.msg}); "
+                "make it again with `medyate plan`"
+            ) from error
+        return cls.from_dict(data, where=f"plan {path}")
+
+    @classmethod
+    def from_dict(cls, data: Any, *, where: str = "plan") -> Plan:
+        """Validate JSON data; the inverse of `to_dict`."""
+        if not isinstance(data, dict) or data.get("kind") != "plan":
+            raise InputError(f"{where}: expected a plan (key kind), got something else; make one with `medyate plan`")
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                f"{where}: expected schema version {SCHEMA_VERSION}, got {data.get('schema_version')}; "
+                "make it again with this version's `medyate plan`"
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{where}: {key or 'content'}: {first['msg']} (got {str(first['input'])[:60]!r})") from error
+
+
+def _first_difference(plan: Plan, graph: ModelGraph) -> str:
+    known = graph.layer_by_name
+    for layer in plan.layers:
+        if layer.name not in known:
+            return f"; the model has no layer {layer.name}"
+        if known[layer.name].channels != layer.channels:
+            return f"; {layer.name} has {known[layer.name].channels} channels, the plan expects {layer.channels}"
+    return ""

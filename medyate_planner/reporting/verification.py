@@ -1,0 +1,81 @@
+"""Predicted against measured, by category: the result of `medyate verify` as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from medyate_planner.memory.timeline import Footprint
+from medyate_planner.planning.plan import Plan
+from medyate_planner.training.measure import StepMeasurement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Category:
+    """One kind of bytes: the closed form (or the plan), the dry run on fake tensors, the real step."""
+
+    name: str
+    predicted_bytes: int
+    dry_run_bytes: int
+    measured_bytes: int
+
+    @property
+    def agrees(self) -> bool:
+        return self.predicted_bytes == self.dry_run_bytes == self.measured_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """Whether a real step held exactly what the plan predicts, and no more than its budget."""
+
+    categories: tuple[Category, ...]
+    budget_bytes: int
+    scope: str
+
+    @property
+    def within_budget(self) -> bool:
+        return self.scope_bytes <= self.budget_bytes
+
+    @property
+    def scope_bytes(self) -> int:
+        """The measured figure that the budget limits (scope `update` is a sum and is predicted only)."""
+        name = "update" if self.scope == "update" else "training"
+        return next(c.measured_bytes for c in self.categories if c.name == name)
+
+    @property
+    def ok(self) -> bool:
+        return self.within_budget and all(category.agrees for category in self.categories)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of `medyate verify --json`."""
+        return {
+            "ok": self.ok,
+            "categories": [{**asdict(c), "agrees": c.agrees} for c in self.categories],
+            "budget_bytes": self.budget_bytes,
+            "scope": self.scope,
+        }
+
+
+def compare(plan: Plan, figures: Footprint, dry: StepMeasurement, real: StepMeasurement) -> Verification:
+    """Set the three ways of knowing beside each other. `figures` are recomputed, the plan's own must equal them."""
+    rows = [
+        ("training", plan.predicted.training_bytes, dry.training_bytes, real.training_bytes),
+        ("saved", plan.predicted.saved_bytes, dry.saved_bytes, real.saved_bytes),
+        ("saved, counted as storages alive", figures.saved_bytes, dry.alive_saved_bytes, real.alive_saved_bytes),
+        ("selected activations", plan.predicted.selected_bytes, dry.selected_bytes, real.selected_bytes),
+        ("pass-through", plan.predicted.passthrough_bytes, _through(dry), _through(real)),
+        ("loss", plan.predicted.loss_bytes, dry.loss_bytes, real.loss_bytes),
+        ("gradients", plan.predicted.gradients_bytes, dry.gradients_bytes, real.gradients_bytes),
+        ("indices", plan.predicted.index_bytes, dry.index_bytes, real.index_bytes),
+        ("update", plan.predicted.update_bytes, dry.update_bytes, real.update_bytes),
+        ("live peak", plan.predicted.live_peak_bytes, dry.live_peak_bytes, real.live_peak_bytes),
+    ]
+    categories = tuple(
+        Category(name=name, predicted_bytes=predicted, dry_run_bytes=fake or 0, measured_bytes=measured or 0)
+        for name, predicted, fake, measured in rows
+    )
+    return Verification(categories=categories, budget_bytes=plan.budget_bytes, scope=plan.scope)
+
+
+def _through(step: StepMeasurement) -> int:
+    return step.saved_bytes - step.selected_bytes
