@@ -148,6 +148,19 @@ def render_run(metrics: Sequence[Mapping[str, Any]], budget_bytes: int) -> Itera
     yield table
 
 
+def render_comparison(rows: Sequence[tuple[str, float, int, float]]) -> Iterable[RenderableType]:
+    """Name, test accuracy, measured training bytes and seconds per epoch; bytes also relative to the largest."""
+    table = _table(
+        "Accuracy and measured training memory",
+        ("", "left"), ("test accuracy", "right"), ("training memory B", "right"), ("of the largest", "right"),
+        ("seconds per epoch", "right"),
+    )  # fmt: skip
+    largest = max(amount for _, _, amount, _ in rows)
+    for name, accuracy, amount, seconds in rows:
+        table.add_row(name, f"{accuracy:.3f}", f"{amount:,}", f"{amount / largest:.2%}", f"{seconds:.1f}")
+    yield table
+
+
 def _table(title: str, *columns: tuple[str, str]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name, justify in columns:

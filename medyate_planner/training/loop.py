@@ -155,19 +155,26 @@ def train_step(
 
 def evaluate(session: Session, batches: Iterable[tuple[Any, Any]], loss: Loss) -> tuple[float, float | None]:
     """Mean loss and, for class targets, the share of right answers, by the user's own model."""
-    session.eval()
+    try:
+        return evaluate_model(session.eval().model, batches, loss)
+    finally:
+        session.train()
+
+
+@torch.no_grad()
+def evaluate_model(model: nn.Module, batches: Iterable[tuple[Any, Any]], loss: Loss) -> tuple[float, float | None]:
+    """Mean loss and, for class targets, the share of right answers (NaN losses included, so that none is hidden)."""
     total = right = counted = 0.0
     samples = 0
     for x, target in batches:
-        target = to_model(session.model, target, cast=False)
-        outputs = invoke(session, to_model(session.model, x))
+        target = to_model(model, target, cast=False)
+        outputs = invoke(model, to_model(model, x))
         size = int(tensors_of(target)[0].shape[0])
         total += float(loss.function(outputs, target)) * size
         samples += size
         if _is_classes(target):
             right += float((first_output(outputs).argmax(dim=1) == target).sum())
             counted += target.numel()
-    session.train()
     return total / max(1, samples), right / counted if counted else None
 
 
