@@ -1,74 +1,34 @@
-"""The pipeline as functions: report, rank, plan, verify, prepare, train. The command line calls these and nothing else."""
+"""The pipeline as functions: report, rank, plan, verify, prepare, train. The command line calls these."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
 from medyate_planner.importance.energy import Importance, from_weights
 from medyate_planner.importance.gradients import probe
-from medyate_planner.losses import Loss, LossFunction, named_loss
-from medyate_planner.memory.model import MemoryModel, Updates
-from medyate_planner.memory.timeline import Footprint, footprint
-from medyate_planner.planning.plan import (
-    ImportanceRef,
-    ModelInput,
-    Plan,
-    PlannedLayer,
-    PlannedModel,
-    Predicted,
-    Sampling,
-)
-from medyate_planner.planning.request import Decision, PlanRequest
+from medyate_planner.memory.model import Updates
+from medyate_planner.memory.timeline import footprint
+from medyate_planner.planfile import plan_from
+from medyate_planner.planning.plan import ImportanceRef, Plan, Sampling
+from medyate_planner.planning.request import PlanRequest
 from medyate_planner.planning.strategies import STRATEGIES
-from medyate_planner.reporting.view import MemoryReport, build_report
 from medyate_planner.reporting.verification import Verification, compare
-from medyate_planner.trace import ExampleInputs, InputSpec, Trace, trace
-from medyate_planner.training.dryrun import dry_full, dry_run, loss_keeps
+from medyate_planner.reporting.view import MemoryReport, build_report
+from medyate_planner.subject import LossSpec, Subject, subject_for, subject_of
+from medyate_planner.trace import ExampleInputs
+from medyate_planner.training.dryrun import dry_full, dry_run
 from medyate_planner.training.loop import Batches, Epoch, Recipe, fit, invoke, to_model
 from medyate_planner.training.measure import measure_step
 from medyate_planner.training.run import load_weights
 from medyate_planner.training.sampling import draw
 from medyate_planner.training.session import Session
 from medyate_planner.units import parse_bytes
-
-LossSpec = str | LossFunction | Loss
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A model made ready for planning: traced, read at one batch size, with its loss. Make one with `subject_of`."""
-
-    model: nn.Module
-    traced: Trace
-    graph: ModelGraph
-    memory: MemoryModel
-    loss: Loss
-    dropout: str = "off"
-
-
-def subject_of(
-    model: nn.Module,
-    example_inputs: ExampleInputs,
-    *,
-    batch_size: int | None = None,
-    loss: LossSpec = "cross-entropy",
-    head: str | None = None,
-    dropout: str = "off",
-    device: str = "cpu",
-) -> Subject:
-    """Trace a model once; report, rank, plan, verify and train can all start from the result."""
-    traced = trace(model, example_inputs, head=head, dropout=dropout, device=device)
-    graph = traced.graph(batch_size or _batch_of(example_inputs))
-    chosen = named_loss(loss)
-    memory = MemoryModel(graph, loss=loss_keeps(traced, graph, chosen.function, chosen.make_target))
-    return Subject(model=model, traced=traced, graph=graph, memory=memory, loss=chosen, dropout=dropout)
 
 
 def report(
@@ -133,7 +93,13 @@ def rank(
     try:
         if head_names and warm_head_epochs:
             total = chosen.epochs * steps_per_epoch
-            warm_head(subject, batches, chosen, steps_per_epoch, on_step=lambda e, s: on_step("head", e * steps_per_epoch + s, total))
+            warm_head(
+                subject,
+                batches,
+                chosen,
+                steps_per_epoch,
+                on_step=lambda e, s: on_step("head", e * steps_per_epoch + s, total),
+            )
         seen = 0
 
         def limited() -> Iterable[tuple[Any, Any]]:
@@ -225,7 +191,7 @@ def plan(
     )
     decision = STRATEGIES[strategy](asked)
     reference = importance_file or ImportanceRef(source=importance.source)
-    return _plan_file(subject, asked, decision, sampling or Sampling(), model_facts or {}, reference)
+    return plan_from(subject, asked, decision, sampling or Sampling(), model_facts or {}, reference)
 
 
 def prepare(model: nn.Module, plan: Plan, importance: Importance | None = None) -> Session:
@@ -236,26 +202,6 @@ def prepare(model: nn.Module, plan: Plan, importance: Importance | None = None) 
         InputError: weighted or top sampling without importance.
     """
     return open_session(subject_for(model, plan), plan, importance)
-
-
-def subject_for(model: nn.Module, plan: Plan, *, batch_size: int | None = None) -> Subject:
-    """Trace a model as the plan describes it, and check that the plan fits."""
-    specs = [InputSpec(shape=i.shape, dtype=i.dtype, name=i.name) for i in plan.model.inputs]
-    examples = [spec.example(2) for spec in specs]
-    inputs: ExampleInputs = tuple(examples)
-    if any(spec.name for spec in specs):
-        inputs = {str(spec.name): example for spec, example in zip(specs, examples, strict=True)}
-    subject = subject_of(
-        model,
-        inputs,
-        batch_size=batch_size or plan.batch_size,
-        loss=plan.loss,
-        head=plan.model.head_pattern,
-        dropout=plan.dropout,
-        device=plan.device,
-    )
-    plan.check(subject.graph)
-    return subject
 
 
 def open_session(subject: Subject, plan: Plan, importance: Importance | None = None) -> Session:
@@ -290,14 +236,16 @@ def verify(model: nn.Module | Subject, plan: Plan, *, seed: int = 0) -> Verifica
     """
     subject = model if isinstance(model, Subject) else subject_for(model, plan)
     figures = footprint(subject.memory, plan.updates())
-    certified = dry_run(
-        subject.traced, subject.graph, plan.updates(), subject.loss.function, subject.loss.make_target
-    )
-    trained = [p for p in subject.model.parameters()]
+    certified = dry_run(subject.traced, subject.graph, plan.updates(), subject.loss.function, subject.loss.make_target)
+    trained = list(subject.model.parameters())
     before = [p.detach().clone() for p in trained]
     args, kwargs = subject.traced.examples(subject.graph.batch_size, seed)
     args, kwargs = to_model(subject.model, args), to_model(subject.model, kwargs)
-    neutral = None if plan.sampling.method in ("uniform", "static") else from_weights(subject.graph, dict(subject.model.named_parameters()))
+    neutral = (
+        None
+        if plan.sampling.method in ("uniform", "static")
+        else from_weights(subject.graph, dict(subject.model.named_parameters()))
+    )
     with open_session(subject, plan, neutral) as session:
         with torch.no_grad():
             target = subject.loss.make_target(session.eval()(*args, **kwargs))
@@ -346,103 +294,6 @@ def _subject(model: nn.Module | Subject, example_inputs: ExampleInputs | None, o
     return subject_of(model, example_inputs, **options)
 
 
-def _batch_of(example_inputs: ExampleInputs) -> int:
-    if isinstance(example_inputs, Tensor):
-        return int(example_inputs.shape[0])
-    values: Sequence[Tensor] = (
-        list(example_inputs.values()) if isinstance(example_inputs, Mapping) else list(example_inputs)
-    )
-    return int(values[0].shape[0])
-
-
 def _head_parameters(graph: ModelGraph) -> list[str]:
     layers = [graph.layer_by_name[name] for name in graph.head]
     return [name for layer in layers for name in (layer.weight, layer.bias) if name]
-
-
-def _plan_file(
-    subject: Subject,
-    asked: PlanRequest,
-    decision: Decision,
-    sampling: Sampling,
-    model_facts: Mapping[str, Any],
-    reference: ImportanceRef,
-) -> Plan:
-    graph, updates = subject.graph, decision.updates
-    figures = footprint(subject.memory, updates)
-    certified = dry_run(subject.traced, graph, updates, subject.loss.function, subject.loss.make_target)
-    inputs = tuple(ModelInput(shape=s.shape, dtype=s.dtype, name=s.name) for s in subject.traced.inputs)
-    return Plan(
-        model=PlannedModel(
-            fingerprint=graph.fingerprint,
-            num_parameters=graph.num_parameters,
-            inputs=inputs,
-            head_pattern=subject.traced.head_pattern,
-            **dict(model_facts),
-        ),
-        batch_size=graph.batch_size,
-        dtype=graph.layers[0].dtype if graph.layers else "float32",
-        device=subject.traced.device,
-        loss=subject.loss.name,
-        dropout="keep" if subject.dropout == "keep" else "off",
-        budget_bytes=asked.budget_bytes,
-        scope="update" if asked.scope == "update" else "training",
-        strategy=decision.strategy,
-        objective_name=asked.objective,
-        curve=asked.curve,
-        status="optimal" if decision.status == "optimal" else "feasible",
-        gap_ratio=decision.gap_ratio,
-        objective=asked.value(updates),
-        objective_bound=decision.bound,
-        interpolation_loss=decision.facts.get("interpolation_loss", 0.0),
-        predicted=_predicted(figures, certified.live_peak_bytes or 0),
-        layers=_planned_layers(graph, updates),
-        biases=tuple(layer.name for layer in graph.layers if layer.name in updates.biases),
-        sampling=sampling,
-        importance=reference,
-    )
-
-
-def _planned_layers(graph: ModelGraph, updates: Updates) -> tuple[PlannedLayer, ...]:
-    return tuple(
-        PlannedLayer(
-            name=layer.name,
-            kind=layer.kind,
-            channels=layer.channels,
-            quota=layer.channels if layer.name in updates.full else updates.quotas[layer.name],
-            head=layer.name in updates.full,
-        )
-        for layer in graph.layers
-        if layer.name in updates.full or updates.quotas.get(layer.name)
-    )
-
-
-def _predicted(figures: Footprint, live_peak_bytes: int) -> Predicted:
-    return Predicted(
-        update_bytes=figures.update_bytes,
-        training_bytes=figures.training_bytes,
-        live_peak_bytes=live_peak_bytes,
-        saved_bytes=figures.saved_bytes,
-        selected_bytes=figures.selected_bytes,
-        passthrough_bytes=figures.passthrough_bytes,
-        gradients_bytes=figures.gradients_bytes,
-        optimizer_bytes=figures.optimizer_bytes,
-        loss_bytes=figures.loss_bytes,
-        index_bytes=figures.index_bytes,
-        elements=figures.elements,
-    )
-
-
-__all__ = [
-    "Subject",
-    "open_session",
-    "plan",
-    "prepare",
-    "rank",
-    "report",
-    "subject_for",
-    "subject_of",
-    "train",
-    "verify",
-    "warm_head",
-]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MODEL = "medyate_planner.demo:efficientnet_lite0"
 DATA = "medyate_planner.demo:solar_cells"
-TRAIN_PER_CLASS, TEST_PER_CLASS = 240, 120
+TRAIN_PER_CLASS, TEST_PER_CLASS = 450, 200
 _MEAN, _STD = 127 / 255, 128 / 255
 
 

@@ -242,9 +242,7 @@ class ModelGraph:
             batch_size=data["batch_size"],
             ops=tuple(_op_from_dict(op) for op in data["ops"]),
             layers=tuple(
-                Layer(
-                    **{**layer, "weight_shape": tuple(layer["weight_shape"]), "sites": tuple(layer["sites"])}
-                )
+                Layer(**{**layer, "weight_shape": tuple(layer["weight_shape"]), "sites": tuple(layer["sites"])})
                 for layer in data["layers"]
             ),
             values={name: _spec_from_dict(spec) for name, spec in data["values"].items()},

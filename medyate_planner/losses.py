@@ -60,7 +60,9 @@ def first_output(outputs: Any) -> Tensor:
     else:
         found = getattr(outputs, "logits", None)
     if not isinstance(found, Tensor):
-        raise InputError(f"the model's output is a {type(outputs).__name__}; pass --loss module:factory that understands it")
+        raise InputError(
+            f"the model's output is a {type(outputs).__name__}; pass --loss module:factory that understands it"
+        )
     return found
 
 
@@ -76,7 +78,9 @@ def _mean_squared_error(outputs: Any, target: Tensor) -> Tensor:
 def _class_target(outputs: Any) -> Tensor:
     logits = first_output(outputs)
     if logits.dim() < 2:
-        raise InputError(f"cross-entropy needs outputs (batch, classes), got shape {tuple(logits.shape)}; try --loss mse")
+        raise InputError(
+            f"cross-entropy needs outputs (batch, classes), got shape {tuple(logits.shape)}; try --loss mse"
+        )
     return torch.zeros((logits.shape[0], *logits.shape[2:]), dtype=torch.int64, device=logits.device)
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cyclopts import App
 
 COMMANDS = ("report", "rank", "plan", "show", "verify", "train", "demo")
 
@@ -35,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
 
 
-def build_app() -> object:
+def build_app() -> App:
     """The command line as a cyclopts app; commands are imported when they run."""
     from cyclopts import App
 

@@ -14,10 +14,10 @@ from medyate_planner.cli.progress import progress_bar
 if TYPE_CHECKING:
     from torch import nn
 
-    from medyate_planner.api import Subject
     from medyate_planner.importance.energy import Importance
     from medyate_planner.planning.plan import Plan
     from medyate_planner.reporting.verification import Verification
+    from medyate_planner.subject import Subject
     from medyate_planner.training.loop import Batches, Recipe
 
 
@@ -107,10 +107,10 @@ class _Stage:
 
     def __init__(self, *, size: int, batch_size: int, seed: int, out: Path) -> None:
         from medyate_planner import demo as material
-        from medyate_planner.api import subject_of
         from medyate_planner.cli.options import batches_of
         from medyate_planner.data import load_data
         from medyate_planner.models import example_input
+        from medyate_planner.subject import subject_of
 
         self.shape, self.seed, self.out = (3, size, size), seed, out
         self.spec = material.MODEL

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from medyate_planner.api import Subject
     from medyate_planner.data import DataBundle
     from medyate_planner.models import LoadedModel
+    from medyate_planner.subject import Subject
     from medyate_planner.training.loop import Batches
 
 
@@ -92,8 +92,8 @@ def load(spec: str, options: ModelOptions, *, need_weights: bool = False) -> Loa
 
 def make_subject(loaded: LoadedModel, options: ModelOptions) -> Subject:
     """Trace a loaded model."""
-    from medyate_planner.api import subject_of
     from medyate_planner.models import example_input
+    from medyate_planner.subject import subject_of
 
     model = loaded.model.to(options.device)
     check_batch_size(options.batch_size)

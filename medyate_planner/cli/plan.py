@@ -91,7 +91,11 @@ def plan(
     from medyate_planner.reporting.text import render_plan
     from medyate_planner.units import parse_bytes
 
-    for name, given, known in (("--optimizer", optimizer, "sgd"), ("--norm", norm, "frozen"), ("--update", update, "fused")):
+    for name, given, known in (
+        ("--optimizer", optimizer, "sgd"),
+        ("--norm", norm, "frozen"),
+        ("--update", update, "fused"),
+    ):
         if given != known:
             raise InputError(f"{name} {given} is not available in this version; choose {known}")
     _check_sampling(sampling, importance)
@@ -146,7 +150,9 @@ def _check_sampling(sampling: str, importance: Path | None) -> None:
     if sampling not in METHODS:
         raise InputError(f"--sampling {sampling!r} is unknown; choose one of {', '.join(METHODS)}")
     if sampling in ("weighted", "top") and importance is None:
-        raise InputError(f"--sampling {sampling} needs the importance of channels; pass --importance FILE from `medyate rank`")
+        raise InputError(
+            f"--sampling {sampling} needs the importance of channels; pass --importance FILE from `medyate rank`"
+        )
 
 
 def _reference(path: Path | None, measured: Any) -> Any:

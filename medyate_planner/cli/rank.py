@@ -98,7 +98,9 @@ def rank(
     ranking = rank_layers(importance, metric, {n: c for n, c in costs.items() if n not in subject.graph.head})
     if out.json:
         layers = [{"name": e.name, "score": e.score, "share": e.share} for e in ranking]
-        emit_json({"schema_version": 1, "kind": "ranking", "metric": metric, "source": importance.source, "layers": layers})
+        emit_json(
+            {"schema_version": 1, "kind": "ranking", "metric": metric, "source": importance.source, "layers": layers}
+        )
     else:
         show(render_ranking(importance.source, metric, ranking))
     return 0

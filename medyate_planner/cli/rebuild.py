@@ -22,7 +22,9 @@ def model_of(plan: Plan, *, weights: Path | None = None, need_weights: bool = Fa
 
     facts = plan.model
     if facts.spec is None:
-        raise InputError("the plan names no model (it was made in Python); use medyate_planner.prepare(model, plan) there")
+        raise InputError(
+            "the plan names no model (it was made in Python); use medyate_planner.prepare(model, plan) there"
+        )
     loaded = load_model(
         facts.spec,
         weights=weights or facts.weights,
@@ -54,5 +56,7 @@ def importance_of(plan: Plan, plan_path: Path, given: Path | None) -> Importance
     if not path.is_file():
         raise InputError(f"importance file {path}, which the plan was made from: no such file; pass --importance FILE")
     if reference.sha256 and sha256_of(path) != reference.sha256:
-        raise InputError(f"importance file {path} is not the one the plan was made from (its SHA-256 differs); plan again")
+        raise InputError(
+            f"importance file {path} is not the one the plan was made from (its SHA-256 differs); plan again"
+        )
     return Importance.load(path)

@@ -10,9 +10,9 @@ from medyate_planner.cli.output import emit_json, say, show
 from medyate_planner.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from medyate_planner.api import Subject
     from medyate_planner.importance.energy import Importance
     from medyate_planner.planning.plan import Plan
+    from medyate_planner.subject import Subject
     from medyate_planner.training.loop import Batches, Epoch, Recipe
     from medyate_planner.training.run import RunFolder
 
@@ -71,17 +71,15 @@ def train(
     seed
         Seed of data order and augmentation.
     """
-    from medyate_planner.api import subject_for
     from medyate_planner.cli.rebuild import importance_of, model_of
     from medyate_planner.planning.plan import Plan
     from medyate_planner.reporting.text import render_run
+    from medyate_planner.subject import subject_for
     from medyate_planner.training.loop import Recipe
     from medyate_planner.training.run import RunFolder
 
     loaded_plan = Plan.load(plan)
-    recipe = Recipe(
-        epochs=epochs, lr=lr, warmup_epochs=warmup_epochs, clip=clip, weight_decay=weight_decay, seed=seed
-    )
+    recipe = Recipe(epochs=epochs, lr=lr, warmup_epochs=warmup_epochs, clip=clip, weight_decay=weight_decay, seed=seed)
     run = RunFolder(out_dir)
     measured = importance_of(loaded_plan, plan, importance)
     loaded = model_of(loaded_plan, weights=weights)
@@ -150,8 +148,8 @@ def _resume(run: RunFolder, subject: Subject, plan: Plan, recipe: Recipe) -> int
     before: dict[str, Any] = run.settings()
     if before.get("recipe") != asdict(recipe) or PlanFile.load(run.path / "plan.json") != plan:
         raise InputError(
-            f"{run.path} was started with another plan or recipe ({before.get('recipe')}); give the same ones to resume, "
-            "or start over with --force"
+            f"{run.path} was started with another plan or recipe ({before.get('recipe')}); give the same ones to "
+            "resume, or start over with --force"
         )
     start = run.resume(subject.model)
     say(f"resuming after epoch {start - 1}" if start else "resuming from the start: no epoch was finished")

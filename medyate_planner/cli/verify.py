@@ -29,12 +29,12 @@ def verify(
     batch_size
         Only to check: must be the plan's.
     """
-    from medyate_planner.api import subject_for
     from medyate_planner.api import verify as prove
     from medyate_planner.cli.rebuild import model_of
     from medyate_planner.errors import InputError
     from medyate_planner.planning.plan import Plan
     from medyate_planner.reporting.text import render_verification
+    from medyate_planner.subject import subject_for
 
     loaded_plan = Plan.load(plan)
     if batch_size not in (None, loaded_plan.batch_size):

@@ -44,13 +44,9 @@ def read_npz(path: Path) -> Arrays:
     except Exception as error:
         raise InputError(f"data npz:{path}: can not be read ({first_line(error)})") from error
     if not (all(key in data for key in KEYS) or ("x" in data and "y" in data)):
-        raise InputError(
-            f"data npz:{path}: expected {', '.join(KEYS)}, or x and y; found {names or 'nothing'}"
-        )
+        raise InputError(f"data npz:{path}: expected {', '.join(KEYS)}, or x and y; found {names or 'nothing'}")
     has_test = all(key in data for key in KEYS)
-    x_train, y_train, x_test, y_test = (
-        (data[key] for key in KEYS) if has_test else (data["x"], data["y"], None, None)
-    )
+    x_train, y_train, x_test, y_test = (data[key] for key in KEYS) if has_test else (data["x"], data["y"], None, None)
     y_train = _check_labels(x_train, y_train, f"data npz:{path}: {'y_train' if has_test else 'y'}")
     count = int(y_train.max()) + 1
     given = tuple(str(name) for name in data.get("class_names", ()))
@@ -73,9 +69,7 @@ def read_npz(path: Path) -> Arrays:
 def _check_labels(inputs: Any, labels: Any, where: str, *, limit: int | None = None) -> Any:
     labels = labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"{where}: expected whole numbers of shape (N,), got {labels.dtype} {list(labels.shape)}"
-        )
+        raise InputError(f"{where}: expected whole numbers of shape (N,), got {labels.dtype} {list(labels.shape)}")
     if len(inputs) != len(labels) or not len(labels):
         raise InputError(f"{where}: {len(labels)} labels for {len(inputs)} inputs")
     low, high = int(labels.min()), int(labels.max())
@@ -98,9 +92,7 @@ def as_inputs(array: Any, preprocessing: Preprocessing | None, where: str) -> Te
     """Take any other array as it is (float32 or int64); float images get the model's size and channels."""
     if array.dtype.kind not in "fiu":
         raise InputError(f"{where}: expected numbers, got {array.dtype}")
-    inputs = torch.from_numpy(
-        np.ascontiguousarray(array, dtype=np.float32 if array.dtype.kind == "f" else np.int64)
-    )
+    inputs = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32 if array.dtype.kind == "f" else np.int64))
     if preprocessing is None or not inputs.dtype.is_floating_point or inputs.dim() not in (3, 4):
         return inputs
     inputs = inputs[:, None] if inputs.dim() == 3 else inputs

@@ -108,9 +108,7 @@ class ImageDataset(Dataset[Sample]):
 class ArrayDataset(Dataset[Sample]):
     """Arrays used as they are: vectors, token ids, or float images (N, C, H, W), which can be augmented."""
 
-    def __init__(
-        self, inputs: Tensor, targets: Sequence[int], *, augment: str = "none", seed: int = 0
-    ) -> None:
+    def __init__(self, inputs: Tensor, targets: Sequence[int], *, augment: str = "none", seed: int = 0) -> None:
         self.inputs = inputs
         self.targets = torch.tensor(targets, dtype=torch.int64)
         self.augment = augment

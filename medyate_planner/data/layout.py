@@ -8,9 +8,7 @@ from pathlib import PurePosixPath
 
 from medyate_planner.errors import InputError
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-)
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 TEST_NAMES = ("test", "val", "valid", "validation")
 
 Parts = tuple[str, ...]
@@ -40,9 +38,7 @@ def read_layout(files: Iterable[str], folders: Iterable[str], *, where: str) -> 
     """
     images = {parts: path for parts, path in _split_paths(files) if _is_image(parts)}
     if not images:
-        raise InputError(
-            f"{where}: no images found; expected train/CLASS/*.jpg and test/CLASS/*.jpg or CLASS/*.jpg"
-        )
+        raise InputError(f"{where}: no images found; expected train/CLASS/*.jpg and test/CLASS/*.jpg or CLASS/*.jpg")
     directories = {parts for parts, _ in _split_paths(folders)}
     while (top := _top_folder(images)) is not None:
         images = {parts[1:]: path for parts, path in images.items()}

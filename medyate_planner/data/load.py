@@ -142,9 +142,7 @@ def _flatten(classes: Classes) -> tuple[list[str], list[int]]:
 def _load_npz(path: Path, request: _Request) -> DataBundle:
     arrays, where = read_npz(path), f"data {request.spec}"
     has_test = arrays.x_test is not None
-    test_inputs, test_targets = (
-        (arrays.x_test, arrays.y_test) if has_test else (arrays.x_train, arrays.y_train)
-    )
+    test_inputs, test_targets = (arrays.x_test, arrays.y_test) if has_test else (arrays.x_train, arrays.y_train)
     kept, held = request.choose(arrays.y_train.tolist(), test_targets.tolist() if has_test else None)
     sets: list[Dataset[Any]] = []
     for inputs, targets, places, augment in (
@@ -175,9 +173,7 @@ def _load_factory(request: _Request) -> DataBundle:
             f"data {request.spec!r}: expected a pair of map-style data sets (train, test) or a DataBundle, "
             f"got {type(made).__name__}"
         )
-    train, test = (
-        part if request.limit is None else Subset(part, _first_draw(len(part), request)) for part in sets
-    )
+    train, test = (part if request.limit is None else Subset(part, _first_draw(len(part), request)) for part in sets)
     if isinstance(made, DataBundle):
         return _describe(train, test, made.class_names, request, "as the factory gives it", made.num_classes)
     names = tuple(str(name) for name in getattr(sets[0], "classes", ()))

@@ -54,9 +54,7 @@ def make_loader(
     """
     count = len(dataset)  # type: ignore[arg-type]
     if batch_size < 1 or count < 1:
-        raise InputError(
-            f"expected a batch size of at least 1 and some samples, got {batch_size} and {count}"
-        )
+        raise InputError(f"expected a batch size of at least 1 and some samples, got {batch_size} and {count}")
     if hasattr(dataset, "set_epoch"):
         dataset.set_epoch(epoch)
     return DataLoader(

@@ -36,9 +36,7 @@ class FileImages:
     names: tuple[str, ...]
 
     def open(self, index: int) -> Image.Image:
-        return decode(
-            lambda: (self.folder / self.names[index]).read_bytes(), str(self.folder / self.names[index])
-        )
+        return decode(lambda: (self.folder / self.names[index]).read_bytes(), str(self.folder / self.names[index]))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -90,9 +88,7 @@ class TarIndex:
     folders: tuple[str, ...]
 
     def images(self, names: Sequence[str]) -> TarImages:
-        return TarImages(
-            path=self.path, names=tuple(names), members=tuple(self.files[name] for name in names)
-        )
+        return TarImages(path=self.path, names=tuple(names), members=tuple(self.files[name] for name in names))
 
 
 def decode(read: Callable[[], bytes], name: str) -> Image.Image:
@@ -101,9 +97,7 @@ def decode(read: Callable[[], bytes], name: str) -> Image.Image:
         image = Image.open(io.BytesIO(read()))
         image.load()
     except Exception as error:
-        raise InputError(
-            f"image {name}: can not be read ({first_line(error)}); replace or remove it"
-        ) from error
+        raise InputError(f"image {name}: can not be read ({first_line(error)}); replace or remove it") from error
     return image
 
 

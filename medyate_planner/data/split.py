@@ -41,9 +41,7 @@ def limit_samples(targets: Sequence[int], *, limit: int | None, seed: int) -> Pl
         return tuple(range(len(targets)))
     if limit < 1:
         raise InputError(f"--limit {limit}: expected at least 1")
-    turns = [
-        (turn, place) for places in _shuffled_classes(targets, seed) for turn, place in enumerate(places)
-    ]
+    turns = [(turn, place) for places in _shuffled_classes(targets, seed) for turn, place in enumerate(places)]
     turns.sort(key=lambda pair: pair[0])  # stable: within a turn the classes keep their order
     return tuple(sorted(place for _, place in turns[:limit]))
 
@@ -51,8 +49,6 @@ def limit_samples(targets: Sequence[int], *, limit: int | None, seed: int) -> Pl
 def _shuffled_classes(targets: Sequence[int], seed: int) -> list[list[int]]:
     labels = np.asarray(targets)
     return [
-        np.random.default_rng([seed % 2**64, int(label)])
-        .permutation(np.flatnonzero(labels == label))
-        .tolist()
+        np.random.default_rng([seed % 2**64, int(label)]).permutation(np.flatnonzero(labels == label)).tolist()
         for label in np.unique(labels)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class ValueCurve:
         """(slope, intercept) of each piece; the interpolation is their minimum, because V is concave."""
         points = (0, *self.breakpoints)
         pieces = []
-        for left, right in zip(points, points[1:], strict=False):
+        for left, right in pairwise(points):
             slope = (self.values[right] - self.values[left]) / (right - left)
             pieces.append((slope, self.values[left] - slope * left))
         return tuple(pieces)
@@ -81,7 +82,8 @@ def bias_value(importance: Importance, layer: str, objective: str) -> float:
 def _captured(energy: Vector, curve: str, seed: int) -> Vector:
     count = len(energy)
     if curve == "uniform":
-        return np.arange(count + 1) * float(energy.mean())
+        uniform: Vector = np.arange(count + 1, dtype=np.float64) * np.float64(energy.mean())
+        return uniform
     if curve == "top":
         return np.concatenate([[0.0], np.cumsum(np.sort(energy)[::-1])])
     generator = np.random.default_rng([seed, count])
@@ -104,4 +106,5 @@ def _concave(values: Vector) -> Vector:
                 break
             hull.pop()
         hull.append(i)
-    return np.interp(np.arange(len(values)), hull, values[hull])
+    envelope: Vector = np.interp(np.arange(len(values)), hull, values[hull])
+    return envelope

@@ -77,7 +77,9 @@ class Importance:
                 facts = json.loads((file.metadata() or {}).get("medyate", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise InputError(f"importance file {path}: can not be read ({error}); make it again with `medyate rank`") from error
+            raise InputError(
+                f"importance file {path}: can not be read ({error}); make it again with `medyate rank`"
+            ) from error
         if facts.get("kind") != "importance" or facts.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
                 f"importance file {path}: expected schema version {SCHEMA_VERSION} of kind importance, "

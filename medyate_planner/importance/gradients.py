@@ -48,7 +48,9 @@ def probe(
         for x, target in batches:
             loss = loss_function(call(model, x), target)
             if not torch.isfinite(loss):
-                raise DivergenceError(f"the loss of batch {count} is {loss.item()}; check the data and its normalisation")
+                raise DivergenceError(
+                    f"the loss of batch {count} is {loss.item()}; check the data and its normalisation"
+                )
             loss.backward()  # type: ignore[no-untyped-call]
             for layer in graph.layers:
                 squared = _take(layer, parameters)

@@ -89,9 +89,7 @@ def footprint(model: MemoryModel, updates: Updates) -> Footprint:
     gradient = {name: gradient_bytes(model, name, channels.get(name, 0), updates) for name in updates.layers}
     for step in reversed(model.steps):
         alive = sum(
-            gradient[name] * copies
-            for name, copies in model.gradient_copies(step.position).items()
-            if name in gradient
+            gradient[name] * copies for name, copies in model.gradient_copies(step.position).items() if name in gradient
         )
         if alive:
             moments.append(

@@ -25,9 +25,7 @@ def import_factory(spec: str, *, what: str = "model") -> Callable[..., Any]:
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise InputError(f"{what} {spec!r}: expected package.module:factory or path/to/file.py:factory")
-    module = (
-        _import_file(spec, Path(place), what) if place.endswith(".py") else _import_module(spec, place, what)
-    )
+    module = _import_file(spec, Path(place), what) if place.endswith(".py") else _import_module(spec, place, what)
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):

@@ -27,9 +27,7 @@ def example_input(model: nn.Module, input_shape: tuple[int, ...], *, batch_size:
     return torch.zeros((batch_size, *input_shape), dtype=dtype)
 
 
-def run_fake(
-    model: nn.Module, input_shape: tuple[int, ...]
-) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
+def run_fake(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
     """Run the model once at batch 2 without computing anything.
 
     Returns the names of the linear and convolutional layers in the order they were called, and the shape of
@@ -103,14 +101,10 @@ def resize_head(model: nn.Module, name: str, num_outputs: int, *, seed: int) -> 
     """
     module = model.get_submodule(name)
     if not isinstance(module, (nn.Linear, nn.Conv2d)) or parametrize.is_parametrized(module):
-        raise InputError(
-            f"head {name}: a {type(module).__name__} can not be given {num_outputs} outputs; {ADVICE}"
-        )
+        raise InputError(f"head {name}: a {type(module).__name__} can not be given {num_outputs} outputs; {ADVICE}")
     old = module.weight
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.empty((num_outputs, *old.shape[1:]), dtype=torch.float32).normal_(
-        0, 0.01, generator=generator
-    )
+    weight = torch.empty((num_outputs, *old.shape[1:]), dtype=torch.float32).normal_(0, 0.01, generator=generator)
     module.weight = nn.Parameter(weight.to(dtype=old.dtype, device=old.device))
     if module.bias is not None:
         module.bias = nn.Parameter(torch.zeros(num_outputs, dtype=module.bias.dtype, device=old.device))
@@ -135,9 +129,7 @@ def _match_head(model: nn.Module, pattern: str) -> tuple[str, ...]:
     found = tuple(name for name in names if fnmatchcase(name, pattern))
     if not found:
         last = ", ".join(names[-4:])
-        raise InputError(
-            f"--head {pattern!r} fits no linear layer or 1x1 convolution; the last are {last or 'none'}"
-        )
+        raise InputError(f"--head {pattern!r} fits no linear layer or 1x1 convolution; the last are {last or 'none'}")
     return found
 
 

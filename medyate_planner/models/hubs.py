@@ -128,9 +128,7 @@ def _import(package: str, spec: str) -> Any:
     except ModuleNotFoundError as error:
         raise InputError(f"model {spec}: the package {error.name} is not installed; {advice}") from error
     except Exception as error:
-        raise InputError(
-            f"model {spec}: importing {package} failed ({first_line(error)}); {advice}"
-        ) from error
+        raise InputError(f"model {spec}: importing {package} failed ({first_line(error)}); {advice}") from error
 
 
 def _config_of(model: nn.Module) -> Mapping[str, Any]:

@@ -22,10 +22,7 @@ from medyate_planner.models.zoo import ZOO, ZOO_PREPROCESSING, build_zoo_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HUBS = ("torchvision", "timm")
-FORMS = (
-    f"{', '.join(ZOO)}, torchvision:NAME, timm:NAME, hf:DIR, package.module:factory "
-    "or path/to/file.py:factory"
-)
+FORMS = f"{', '.join(ZOO)}, torchvision:NAME, timm:NAME, hf:DIR, package.module:factory or path/to/file.py:factory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -208,9 +205,7 @@ def _head_of_file(model: nn.Module, fit: Fit, request: _HeadRequest, path: Path)
         return None
     if request.num_classes is None:
         rows = fit.mismatching[f"{head}.weight"][0][0]
-        raise InputError(
-            f"weights {path}: the head {head} has {rows} classes there; pass --num-classes {rows}"
-        )
+        raise InputError(f"weights {path}: the head {head} has {rows} classes there; pass --num-classes {rows}")
     return head
 
 
@@ -233,9 +228,7 @@ def _replace_head(model: nn.Module, request: _HeadRequest) -> str | None:
             f"with {request.num_classes} outputs in {head} the model fails: {first_line(error)}; {ADVICE}"
         ) from error
     if outputs is not None and request.num_classes not in outputs[1:]:
-        raise InputError(
-            f"with {request.num_classes} outputs in {head} the model gives {list(outputs)}; {ADVICE}"
-        )
+        raise InputError(f"with {request.num_classes} outputs in {head} the model gives {list(outputs)}; {ADVICE}")
     return head
 
 

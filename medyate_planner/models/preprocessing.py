@@ -48,9 +48,7 @@ class Preprocessing:
                 f"preprocessing: interpolation {self.interpolation!r} is none of {', '.join(INTERPOLATIONS)}"
             )
         if not 0 < self.crop_ratio <= 1:
-            raise InputError(
-                f"preprocessing: crop_ratio must be above 0 and at most 1, got {self.crop_ratio}"
-            )
+            raise InputError(f"preprocessing: crop_ratio must be above 0 and at most 1, got {self.crop_ratio}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,9 +74,7 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` is the inverse."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Preprocessing:

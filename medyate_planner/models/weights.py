@@ -97,9 +97,7 @@ def compare(model: nn.Module, state: Mapping[str, Tensor]) -> Fit:
         missing={
             name: tuple(tensor.shape)
             for name, tensor in own.items()
-            if name not in state
-            and tensor.data_ptr() not in there
-            and name.rpartition(".")[2] != "num_batches_tracked"
+            if name not in state and tensor.data_ptr() not in there and name.rpartition(".")[2] != "num_batches_tracked"
         },
         unexpected={name: tuple(tensor.shape) for name, tensor in state.items() if name not in own},
         mismatching={

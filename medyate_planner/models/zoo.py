@@ -72,9 +72,7 @@ class ZooModel(nn.Module):
         self.stem = nn.Conv2d(3, STEM_CHANNELS, 3, 2, 1)
         self.activation = nn.ReLU6(inplace=True)
         widths = (STEM_CHANNELS, *(row[2] for row in rows))
-        self.blocks = nn.Sequential(
-            *(InvertedResidual(width, row) for width, row in zip(widths, rows, strict=False))
-        )
+        self.blocks = nn.Sequential(*(InvertedResidual(width, row) for width, row in zip(widths, rows, strict=False)))
         self.classifier = nn.Linear(widths[-1], num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -89,7 +89,8 @@ class Formulation:
         costs = self.memory.costs
         layers = self.memory.graph.layer_by_name
         fixed = sum(
-            costs[name].update_bytes * layers[name].channels + costs[name].bias_gradient_bytes for name in self.request.head
+            costs[name].update_bytes * layers[name].channels + costs[name].bias_gradient_bytes
+            for name in self.request.head
         )
         terms = [costs[name].update_bytes / _KILO * n for name, n in self.quota.items()]
         terms += [costs[name].bias_gradient_bytes / _KILO * b for name, b in self.bias.items()]
@@ -226,7 +227,9 @@ class Formulation:
         return variable
 
     def _largest_value(self) -> float:
-        return max([c.values[-1] for c in self.request.curves.values()] + list(self.request.bias_values.values()), default=0.0)
+        return max(
+            [c.values[-1] for c in self.request.curves.values()] + list(self.request.bias_values.values()), default=0.0
+        )
 
     def _variable(self, name: str, low: float | None, high: float | None, kind: str) -> Any:
         return self.problem.add_variable(_plain(name), low, high, kind)

@@ -25,13 +25,13 @@ class ModelInput(_Part):
 
     shape: tuple[int, ...]
     dtype: str
-    name: str | None = Field(None, description="set for keyword inputs")
+    name: str | None = Field(default=None, description="set for keyword inputs")
 
 
 class PlannedModel(_Part):
     """The model a plan was made for, and how to build it again."""
 
-    spec: str | None = Field(None, description="as on the command line; null for a model made in Python")
+    spec: str | None = Field(default=None, description="as on the command line; null for a model made in Python")
     fingerprint: str = Field(description="SHA-256 of operators, wiring, parameter names and shapes")
     num_parameters: int
     inputs: tuple[ModelInput, ...]
@@ -80,7 +80,9 @@ class Sampling(_Part):
     seed: int = 0
     interval: Literal["epoch"] = "epoch"
     alpha: float = 1.0
-    pool: tuple[str, ...] | None = Field(None, description="layers to draw across; null: inside each layer's quota")
+    pool: tuple[str, ...] | None = Field(
+        default=None, description="layers to draw across; null: inside each layer's quota"
+    )
 
 
 class ImportanceRef(_Part):
@@ -94,7 +96,7 @@ class ImportanceRef(_Part):
 class Plan(_Part):
     """Which layers are updated, how many channels in each, and what that costs."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     kind: Literal["plan"] = "plan"
     model: PlannedModel
     batch_size: int = Field(ge=1)
@@ -134,7 +136,7 @@ class Plan(_Part):
         if graph.fingerprint != self.model.fingerprint:
             raise PlanMismatchError(
                 f"the plan was made for another model (fingerprint {self.model.fingerprint[:12]}, expected "
-                f"{graph.fingerprint[:12]}{_first_difference(self, graph)}); make a plan for this model with `medyate plan`"
+                f"{graph.fingerprint[:12]}{_first_difference(self, graph)}); run `medyate plan` on this one"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,7 +184,9 @@ class Plan(_Part):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{where}: {key or 'content'}: {first['msg']} (got {str(first['input'])[:60]!r})") from error
+            raise InputError(
+                f"{where}: {key or 'content'}: {first['msg']} (got {str(first['input'])[:60]!r})"
+            ) from error
 
 
 def _first_difference(plan: Plan, graph: ModelGraph) -> str:

@@ -103,5 +103,3 @@ def _bound(problem: object) -> float:
     # HiGHS minimises the negated objective through PuLP
     bound = abs(float(model.getInfo().mip_dual_bound))
     return max(bound, objective)
-
-

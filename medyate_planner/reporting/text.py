@@ -63,9 +63,12 @@ def render_plan(plan: Plan) -> Iterable[RenderableType]:
     used = figures.update_bytes if plan.scope == "update" else figures.training_bytes
     yield _line(
         f"{plan.model.spec or 'model'}: budget {plan.budget_bytes:,} B (scope {plan.scope}, batch {plan.batch_size}), "
-        f"used {used:,} B ({used / plan.budget_bytes:.1%}); strategy {plan.strategy}, {plan.status}, gap {plan.gap_ratio:.2e}"
+        f"used {used:,} B ({used / plan.budget_bytes:.1%}); strategy {plan.strategy}, {plan.status}, "
+        f"gap {plan.gap_ratio:.2e}"
     )
-    yield _line(f"importance: {plan.importance.source}; objective {plan.objective_name} on {plan.curve}: {plan.objective:.6g}")
+    yield _line(
+        f"importance: {plan.importance.source}; objective {plan.objective_name} on {plan.curve}: {plan.objective:.6g}"
+    )
     table = _table("Predicted memory of one step", ("", "left"), ("bytes", "right"))
     for name, amount in (
         ("training (the largest moment)", figures.training_bytes),
@@ -99,7 +102,9 @@ def render_plan(plan: Plan) -> Iterable[RenderableType]:
 
 def render_ranking(source: str, metric: str, ranking: Sequence[LayerScore], most: int = 15) -> Iterable[RenderableType]:
     """The layers that matter most."""
-    table = _table(f"Layers by {metric} ({source})", ("", "right"), ("layer", "left"), (metric, "right"), ("share", "right"))
+    table = _table(
+        f"Layers by {metric} ({source})", ("", "right"), ("layer", "left"), (metric, "right"), ("share", "right")
+    )
     for place, entry in enumerate(ranking[:most], start=1):
         table.add_row(str(place), Text(_safe(entry.name)), f"{entry.score:.4g}", f"{entry.share:.1%}")
     yield table
@@ -123,7 +128,7 @@ def render_verification(result: Verification) -> Iterable[RenderableType]:
         )
     yield table
     yield _line(
-        f"{'OK' if result.ok else 'FAILED'}: measured {result.scope_bytes:,} B of a budget of {result.budget_bytes:,} B "
+        f"{'OK' if result.ok else 'FAILED'}: measured {result.scope_bytes:,} B of {result.budget_bytes:,} B "
         f"(scope {result.scope})"
     )
 

@@ -15,7 +15,6 @@ from medyate_planner.memory.model import MemoryModel, Updates
 from medyate_planner.memory.timeline import footprint
 from medyate_planner.training.dryrun import FullStep
 
-SCHEMA_VERSION = 1
 _STEP_COUNTER_BYTES = 4
 
 
@@ -65,7 +64,7 @@ class ReportedLayer(_Part):
 class MemoryReport(_Part):
     """Where the memory of training goes, at one batch size."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     kind: Literal["report"] = "report"
     model: ReportedModel
     batch_size: int

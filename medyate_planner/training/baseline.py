@@ -81,7 +81,11 @@ def _measured_step(
         if parameter.grad is not None:
             kept.gradient(parameter.grad)
 
-    handles = [p.register_post_accumulate_grad_hook(seen) for p in model.parameters() if p.requires_grad]
+    handles = [
+        p.register_post_accumulate_grad_hook(seen)  # type: ignore[no-untyped-call]
+        for p in model.parameters()
+        if p.requires_grad
+    ]
     try:
         with LiveTracker([*resident, *tensors_of([x, target])]) as live, kept:
             value = _step(model, x, target, loss, optimizer, recipe)

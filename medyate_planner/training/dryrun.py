@@ -55,9 +55,7 @@ def dry_run(
         return measure_step(session, args, kwargs, target, loss_function)
 
 
-def dry_full(
-    traced: Trace, batch_size: int, loss_function: LossFunction, make_target: MakeTarget
-) -> FullStep:
+def dry_full(traced: Trace, batch_size: int, loss_function: LossFunction, make_target: MakeTarget) -> FullStep:
     """Full fine-tuning of the captured model as PyTorch runs it: every parameter trained, nothing lean."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = _fake_trace(traced, mode)
@@ -99,9 +97,7 @@ def loss_keeps(
         with torch.no_grad():
             outputs = fake.module(*args, **kwargs)
             target = make_target(outputs)
-        names = dict(
-            zip([id(t) for t in tree_leaves(outputs) if isinstance(t, Tensor)], graph.outputs, strict=False)
-        )
+        names = dict(zip([id(t) for t in tree_leaves(outputs) if isinstance(t, Tensor)], graph.outputs, strict=False))
         storages: dict[int, str] = {}
 
         def leaf(value: Any) -> Any:
@@ -160,7 +156,9 @@ def _fake_trace(traced: Trace, mode: FakeTensorMode) -> Trace:
         for name, value in list(vars(owner).items()):
             if isinstance(value, Tensor):
                 setattr(owner, name, twin(value))
-    for name, tensor in [*traced.module.named_parameters(), *traced.module.named_buffers()]:
+    for tensor in [*traced.module.parameters(), *traced.module.buffers()]:
         if id(tensor) not in twins:  # in memory although no operator reads it
-            module.register_buffer(f"unused_{len(twins)}", twins.setdefault(id(tensor), fake_twin(tensor, mode, traced.device)))
+            module.register_buffer(
+                f"unused_{len(twins)}", twins.setdefault(id(tensor), fake_twin(tensor, mode, traced.device))
+            )
     return replace(traced, module=module, _graphs={})

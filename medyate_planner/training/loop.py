@@ -214,7 +214,8 @@ def _backward(loss: Tensor, where: tuple[int, int], lr: float) -> float:
     value = float(loss.detach())
     if not math.isfinite(value):
         raise DivergenceError(
-            f"the loss became {value} in epoch {where[0]}, step {where[1]} (lr {lr:g}); lower --lr, set --clip, or check the data",
+            f"the loss became {value} in epoch {where[0]}, step {where[1]} (lr {lr:g}); lower --lr, "
+            "set --clip, or check the data",
             epoch=where[0],
             step=where[1],
             lr=lr,

@@ -40,7 +40,7 @@ def pack_between(value: Tensor, low: float, high: float) -> Tensor:
 
 
 def apply_mask(gradient: Tensor, packed: Tensor, *, inside: float = 1.0, outside: float = 0.0) -> Tensor:
-    """`gradient` times `inside` where the bit is set, times `outside` elsewhere. Same shape and layout as packed from."""
+    """`gradient` times `inside` where the bit is set, times `outside` elsewhere; same shape as packed from."""
     mask = _unpack(packed, gradient)
     result = gradient * mask if inside == 1.0 else gradient * (mask * inside)
     if outside != 0.0:

@@ -120,16 +120,14 @@ class KeptTracker:
         self._gradients_now -= nbytes
 
     def _note_peak(self) -> None:
-        self.training_bytes = max(
-            self.training_bytes, self._kept_now + self._gradients_now + self.index_bytes
-        )
+        self.training_bytes = max(self.training_bytes, self._kept_now + self._gradients_now + self.index_bytes)
 
 
-class LiveTracker(TorchDispatchMode):
+class LiveTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The largest sum of live tensor storages, seen after every operator at dispatch level."""
 
     def __init__(self, already: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live: dict[int, int] = {}
         self.now_bytes = self.peak_bytes = 0
         for tensor in already:
@@ -228,7 +226,5 @@ def _alive_since(tracker: LiveTracker, before: set[int], outputs: Any, kept: Kep
     returned = {storage_key(t) for t in tree_leaves(outputs) if isinstance(t, Tensor)}
     held = kept._holders
     inputs_held = sum(kept._bytes[key] for key in held if key in before)
-    fresh = sum(
-        n for key, n in tracker.live.items() if key not in before and (key not in returned or key in held)
-    )
+    fresh = sum(n for key, n in tracker.live.items() if key not in before and (key not in returned or key in held))
     return fresh + inputs_held

@@ -30,7 +30,7 @@ class PassingSite(nn.Module):
 
     def forward(self, x: Tensor, *frozen: Tensor) -> Tensor:
         """The original operator."""
-        result: Tensor = self.function.apply(x, self, *frozen)
+        result: Tensor = self.function.apply(x, self, *frozen)  # type: ignore[no-untyped-call]
         return result
 
     def call(self, x: Tensor, *frozen: Tensor) -> Any:
@@ -50,7 +50,7 @@ class _Masked(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         inside, outside = ctx.site.slopes
         return apply_mask(gradient, ctx.saved_tensors[0], inside=inside, outside=outside), None
@@ -68,13 +68,13 @@ class _Dropout(torch.autograd.Function):
         return x * noise.div_(1 - probability)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return apply_mask(gradient, ctx.saved_tensors[0], inside=ctx.scale), None
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Frozen: y = (x - mean) * rstd * weight + bias with constants, so the backward needs parameters and buffers alone."""
+    """Frozen: y = (x - mean) * rstd * weight + bias with constants, so only parameters and buffers are needed."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, site: PassingSite, *frozen: Tensor | None) -> Tensor:
@@ -83,7 +83,7 @@ class _BatchNorm(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, _, _, variance = ctx.frozen
         scale = (variance + ctx.epsilon).rsqrt_()
@@ -94,7 +94,7 @@ class _BatchNorm(torch.autograd.Function):
 
 
 class _MaxPool(torch.autograd.Function):
-    """Keeps one byte per output element: the place of the maximum inside its window, instead of input and int64 index."""
+    """Keeps one byte per output element: where in its window the maximum was."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, site: PassingSite) -> Tensor:
@@ -109,7 +109,7 @@ class _MaxPool(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         kernel, stride, padding, dilation, _ = ctx.window
         offset = ctx.saved_tensors[0].long()
@@ -135,7 +135,7 @@ class _AvgPool(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         shape_only = gradient.new_empty(()).expand(ctx.shape)
         result: Tensor = _aten.avg_pool2d_backward.default(gradient, shape_only, *ctx.window, ctx.divisor)
@@ -152,7 +152,7 @@ class _AdaptiveAvgPool(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         if gradient.shape[2:] == (1, 1):
             share = gradient / math.prod(ctx.shape[2:])
@@ -168,9 +168,7 @@ def _pair(value: Any) -> list[int]:
     return values * 2 if len(values) == 1 else values
 
 
-def _window(
-    site: PassingSite, *, average: bool = False
-) -> tuple[list[int], list[int], list[int], list[int], bool]:
+def _window(site: PassingSite, *, average: bool = False) -> tuple[list[int], list[int], list[int], list[int], bool]:
     """Kernel, stride, padding, dilation and ceil_mode of a pooling call, defaults filled in."""
     given = list(site.arguments)
     kernel = _pair(given[0])

@@ -90,7 +90,7 @@ def _conv_site(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
     args = [*node.args, *defaults[len(node.args) :]]
     _only_positional(node)
     stride, padding, dilation = (_spread(args[i], spatial) for i in (3, 4, 5))
-    site = ConvSite(node.target, stride, padding, dilation, int(args[6]))  # type: ignore[call-overload]
+    site = ConvSite(node.target, stride, padding, dilation, int(args[6]))
     return site, tuple(args[:3])
 
 

@@ -51,7 +51,9 @@ class RunFolder:
             InputError: it holds a run already and `force` is not set, or can not be written.
         """
         if (self.path / "plan.json").exists() and not force:
-            raise InputError(f"{self.path} holds a run already; pass --resume to go on, --force to start over, or another --out")
+            raise InputError(
+                f"{self.path} holds a run already; pass --resume to go on, --force to start over, or another --out"
+            )
         for name in ("metrics.jsonl", "selections.jsonl", "checkpoint.safetensors", "model.safetensors"):
             (self.path / name).unlink(missing_ok=True)
         plan.save(self.path / "plan.json")

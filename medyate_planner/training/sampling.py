@@ -43,9 +43,7 @@ def draw(
         raise InputError(f"layer {layer}: expected a quota of 0 to {channels}, got {quota}")
     if quota == channels:
         return list(range(channels))
-    generator = np.random.default_rng(
-        [seed, 0 if method == "static" else interval, zlib.crc32(layer.encode())]
-    )
+    generator = np.random.default_rng([seed, 0 if method == "static" else interval, zlib.crc32(layer.encode())])
     if method in ("uniform", "static"):
         return sorted(int(c) for c in generator.permutation(channels)[:quota])
     weights = _weights(importance, layer, channels)
@@ -64,12 +62,8 @@ def _weighted_order(probabilities: np.ndarray, generator: np.random.Generator) -
 
 def _weights(importance: Sequence[float] | None, layer: str, channels: int) -> np.ndarray:
     if importance is None:
-        raise InputError(
-            f"layer {layer}: this sampling needs the importance of its channels; pass --importance FILE"
-        )
+        raise InputError(f"layer {layer}: this sampling needs the importance of its channels; pass --importance FILE")
     weights = np.asarray(importance, dtype=np.float64)
     if weights.shape != (channels,) or not np.isfinite(weights).all() or (weights < 0).any():
-        raise InputError(
-            f"layer {layer}: expected {channels} finite importances >= 0, got shape {weights.shape}"
-        )
+        raise InputError(f"layer {layer}: expected {channels} finite importances >= 0, got shape {weights.shape}")
     return weights

@@ -34,9 +34,7 @@ class Session:
     bit-identical. `finish()` (or leaving the `with` block) gives the model back as it was, but for the updates.
     """
 
-    def __init__(
-        self, model: nn.Module, traced: Trace, graph: ModelGraph, updates: Updates, draw: Draw
-    ) -> None:
+    def __init__(self, model: nn.Module, traced: Trace, graph: ModelGraph, updates: Updates, draw: Draw) -> None:
         self.model = model
         self.graph = graph
         self.updates = updates
@@ -87,7 +85,7 @@ class Session:
         pending = self._token() if self._token is not None else None
         if pending is not None and not pending.backward_began:
             raise StepOrderError(
-                "a second forward before backward: update mode `fused` changes weights during backward, so the gradients "
+                "a second forward before backward: update mode `fused` changes weights during backward, so gradients "
                 "would be wrong; call backward() first, drop the first loss, or use session.eval() to evaluate"
             )
         for slot in self.slots.values():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from medyate_planner.errors import InputError, StepOrderError
 from medyate_planner.graph import Layer
 
 GradientObserver = Callable[[Tensor], None]
-GradientTap = Callable[["Slot", Optional[Tensor], Optional[Tensor]], None]
+GradientTap = Callable[["Slot", Tensor | None, Tensor | None], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,7 +79,8 @@ class Slot:
         in_range = not distinct or (distinct[0] >= 0 and distinct[-1] < self.layer.channels)
         if len(distinct) != self.quota or len(channels) != self.quota or not in_range:
             raise InputError(
-                f"layer {self.layer.name}: expected {self.quota} distinct channels below {self.layer.channels}, got {channels}"
+                f"layer {self.layer.name}: expected {self.quota} distinct channels below {self.layer.channels}, "
+                f"got {channels}"
             )
         self.index.copy_(torch.tensor(distinct, dtype=torch.int32))
         self.selection += 1
@@ -99,7 +99,8 @@ class Slot:
         """Raise `StepOrderError` if the channels were redrawn between forward and backward."""
         if selection != self.selection:
             raise StepOrderError(
-                f"layer {self.layer.name}: channels were redrawn between forward and backward; call resample() between steps"
+                f"layer {self.layer.name}: channels were redrawn between forward and backward; "
+                "call resample() between steps"
             )
 
     def receive(self, weight_gradient: Tensor | None, bias_gradient: Tensor | None) -> None:

@@ -20,9 +20,7 @@ _aten = torch.ops.aten
 class ConvSite(nn.Module):
     """One call of a convolution in the reach; `slot` is set when its layer is updated."""
 
-    def __init__(
-        self, target: Any, stride: list[int], padding: list[int], dilation: list[int], groups: int
-    ) -> None:
+    def __init__(self, target: Any, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> None:
         super().__init__()
         self.target = target
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
@@ -30,7 +28,7 @@ class ConvSite(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor | None = None) -> Tensor:
         """The original convolution, `(N, C, *)` to `(N, C', *)`."""
-        result: Tensor = _Conv.apply(x, weight, bias, anchor, self)
+        result: Tensor = _Conv.apply(x, weight, bias, anchor, self)  # type: ignore[no-untyped-call]
         return result
 
     def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -55,11 +53,9 @@ class LinearSite(nn.Module):
         super().__init__()
         self.slot: Slot | None = None
 
-    def forward(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, anchor: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, anchor: Tensor | None = None) -> Tensor:
         """The original linear layer, `(*, in)` to `(*, out)`."""
-        result: Tensor = _Linear.apply(x, weight, bias, anchor, self)
+        result: Tensor = _Linear.apply(x, weight, bias, anchor, self)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -77,7 +73,7 @@ class _Conv(torch.autograd.Function):
         return site.call(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         site, weight = ctx.site, ctx.weight
         below = _conv_input_gradient(site, gradient, weight, ctx.shape) if ctx.needs_input_grad[0] else None
@@ -88,9 +84,7 @@ class _Conv(torch.autograd.Function):
                 _conv_weight_gradient(site, slot, gradient, ctx.shape, *ctx.saved_tensors)
                 if slot.trains_weight
                 else None,
-                gradient.sum(dim=[d for d in range(gradient.dim()) if d != 1])
-                if slot.bias is not None
-                else None,
+                gradient.sum(dim=[d for d in range(gradient.dim()) if d != 1]) if slot.bias is not None else None,
             )
         return below, None, None, None, None
 
@@ -110,7 +104,7 @@ class _Linear(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         weight, slot = ctx.weight, ctx.site.slot
         below = gradient @ weight if ctx.needs_input_grad[0] else None
@@ -169,9 +163,7 @@ def _conv_input_gradient(site: ConvSite, gradient: Tensor, weight: Tensor, shape
     return result
 
 
-def _conv_weight_gradient(
-    site: ConvSite, slot: Slot, gradient: Tensor, shape: torch.Size, saved: Tensor
-) -> Tensor:
+def _conv_weight_gradient(site: ConvSite, slot: Slot, gradient: Tensor, shape: torch.Size, saved: Tensor) -> Tensor:
     """Gradient of the selected slice, in the form that the slot applies.
 
     `(C_out, n, *k)` ungrouped, `(rows, 1, *k)` depthwise, `(rows, *k)` grouped. A grouped convolution is treated as
@@ -194,14 +186,13 @@ def _conv_weight_gradient(
     return sliced if slot.layer.kind == "depthwise" else sliced.squeeze(1)
 
 
-def _slice_gradient(
-    site: ConvSite, gradient: Tensor, x: Tensor, shape: tuple[int, ...], groups: int
-) -> Tensor:
+def _slice_gradient(site: ConvSite, gradient: Tensor, x: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:
     stride = site.stride
     if set(shape[2:]) == {1} and set(site.padding) == {0} and set(stride) != {1}:
-        # Reads every s-th position only. oneDNN 3.x crashes on this gradient for few channels (torch 2.13, 1x1 stride 2).
+        # Reads every s-th position only. With few channels oneDNN (torch 2.13) crashes on it (1x1, stride 2).
         steps = tuple(slice(0, (n - 1) * s + 1, s) for n, s in zip(gradient.shape[2:], stride, strict=True))
-        x, stride = x[(slice(None), slice(None), *steps)], [1] * len(stride)
+        index = (slice(None), slice(None), *steps)
+        x, stride = x[index], [1] * len(stride)
     dummy = gradient.new_empty(()).expand(shape)
     result: Tensor = _aten.convolution_backward.default(
         gradient, x, dummy, None, stride, site.padding, site.dilation, False, [0] * len(stride), groups,

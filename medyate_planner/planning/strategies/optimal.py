@@ -17,7 +17,9 @@ def optimal(request: PlanRequest) -> Decision:
     """
     smallest = smallest_plan(request)
     if smallest is None:
-        raise InputError("there is nothing to plan: no layer beside the head can be updated; see --forbid-layer and --head")
+        raise InputError(
+            "there is nothing to plan: no layer beside the head can be updated; see --forbid-layer and --head"
+        )
     minimum_bytes = scope_bytes(request, smallest)
     if minimum_bytes > request.budget_bytes:
         raise InfeasibleBudgetError(

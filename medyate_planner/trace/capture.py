@@ -1,0 +1,217 @@
+"""Capture: one torch.export of a model in evaluation mode (non-strict, dynamic batch).
+
+The captured FX module shares the model's parameters. Nothing of the model's size is allocated.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, export
+
+from medyate_planner.errors import InputError, TraceError
+from medyate_planner.families import CONV, DROPOUT, family_of
+from medyate_planner.graph import ModelGraph
+from medyate_planner.trace.fake import dtype_name, operator_name
+
+ExampleInputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+_CAPTURE_BATCH = 2  # torch.export specialises a batch of 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """Shape (without the batch dimension) and type of one model input; `name` is set for keyword inputs."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    name: str | None = None
+
+    def example(self, batch_size: int, device: str | torch.device = "cpu", seed: int = 0) -> Tensor:
+        """A batch of random input of this shape (integers are 0 or 1); images are channels_last."""
+        generator = torch.Generator().manual_seed(seed)
+        dtype = getattr(torch, self.dtype)
+        full = (batch_size, *self.shape)
+        if dtype.is_floating_point:
+            batch = torch.randn(full, generator=generator).to(dtype)
+        else:
+            batch = torch.randint(0, 2, full, generator=generator).to(dtype)
+        if batch.dim() == 4:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        return batch.to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """A captured model: the FX module that is planned is the one that runs."""
+
+    module: fx.GraphModule
+    inputs: tuple[InputSpec, ...]
+    head_pattern: str | None = None
+    device: str = "cpu"
+    _graphs: dict[int, ModelGraph] = field(default_factory=dict, compare=False, repr=False)
+
+    def graph(self, batch_size: int) -> ModelGraph:
+        """The operators, layers and storages at one batch size."""
+        if batch_size not in self._graphs:
+            from medyate_planner.trace.reader import GraphReader
+
+            self._graphs[batch_size] = GraphReader(self, batch_size).read()
+        return self._graphs[batch_size]
+
+    def examples(self, batch_size: int, seed: int = 0) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """Random positional and keyword inputs of the right shapes."""
+        batches = [(spec, spec.example(batch_size, self.device, seed)) for spec in self.inputs]
+        return (
+            tuple(batch for spec, batch in batches if spec.name is None),
+            {spec.name: batch for spec, batch in batches if spec.name is not None},
+        )
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    head: str | None = None,
+    dropout: str = "off",
+    device: str = "cpu",
+) -> Trace:
+    """Capture a model in evaluation mode (norms frozen, dropout off unless `dropout="keep"`).
+
+    Args:
+        model: Any module that torch.export can capture; on the meta device too. Left as it was found.
+        example_inputs: A tensor, a tuple of them, or a dict of keyword inputs, batch first; values do not matter.
+        head: Pattern of layer names to train in full, "none", or None for the last weight layers.
+        dropout: "off" or "keep".
+        device: Where the model is to be trained; predictions are made for this device.
+
+    Raises:
+        InputError: the example inputs have no common batch dimension.
+        TraceError: torch.export can not capture the model; the text names the cause.
+    """
+    args, kwargs = _split_inputs(example_inputs)
+    specs = _input_specs(args, kwargs)
+    modes = [(module, module.training) for module in model.modules()]
+    where = next((p.device for p in model.parameters()), torch.device("cpu"))
+    args = tuple(_at_batch(batch, _CAPTURE_BATCH, where) for batch in args)
+    kwargs = {name: _at_batch(batch, _CAPTURE_BATCH, where) for name, batch in kwargs.items()}
+    batch = Dim("batch")
+    shapes: Any = {0: batch}
+    model.eval()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = export(
+                model,
+                args,
+                kwargs,
+                dynamic_shapes=(
+                    [shapes] * len(args) and tuple([shapes] * len(args)),
+                    dict.fromkeys(kwargs, shapes),
+                )
+                if kwargs
+                else tuple([shapes] * len(args)),
+                strict=False,
+            )
+            module = program.module(check_guards=False)
+    except Exception as error:
+        raise TraceError(_capture_failure(model, error)) from error
+    finally:
+        for submodule, training in modes:
+            submodule.training = training
+    assert isinstance(module, fx.GraphModule)
+    _clean(module, dropout)
+    return Trace(module=module, inputs=specs, head_pattern=head, device=device)
+
+
+def _split_inputs(example_inputs: ExampleInputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return tuple(example_inputs), {}
+
+
+def _input_specs(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> tuple[InputSpec, ...]:
+    named: list[tuple[str | None, Tensor]] = [(None, batch) for batch in args]
+    named += list(kwargs.items())
+    if not named:
+        raise InputError("example inputs: expected at least one tensor, got none")
+    for name, batch in named:
+        if not isinstance(batch, Tensor) or batch.dim() < 1:
+            raise InputError(f"example input {name or 0}: expected a tensor with a batch dimension, got {batch!r}")
+    sizes = {batch.shape[0] for _, batch in named}
+    if len(sizes) > 1:
+        raise InputError(f"example inputs: expected one batch size, got {sorted(sizes)}; put the batch first")
+    return tuple(InputSpec(shape=tuple(batch.shape[1:]), dtype=dtype_name(batch), name=name) for name, batch in named)
+
+
+def _at_batch(batch: Tensor, size: int, device: torch.device) -> Tensor:
+    shape = (size, *batch.shape[1:])
+    resized = torch.zeros(shape, dtype=batch.dtype, device=device)
+    if batch.dim() == 4 and batch.is_contiguous(memory_format=torch.channels_last):
+        resized = resized.contiguous(memory_format=torch.channels_last)
+    return resized
+
+
+def _capture_failure(model: nn.Module, error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = lines[0] if lines else type(error).__name__
+    user_lines = [line for line in lines if line.startswith("File ") and "/torch/" not in line]
+    where = f" at {user_lines[-1]}" if user_lines else ""
+    return (
+        f"{type(model).__name__} can not be captured by torch.export{where}: {type(error).__name__}: {cause[:300]}; "
+        "check the input shape, and make shapes and branches independent of the data"
+    )
+
+
+def _clean(module: fx.GraphModule, dropout: str) -> None:
+    """Drop what only checks, turn `conv2d(padding='same')` into explicit padding, set the dropout mode."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        name = operator_name(node.target)
+        if name in ("_assert_tensor_metadata", "_assert_scalar") and not node.users:
+            graph.erase_node(node)
+        elif family_of(name) == CONV and len(node.args) > 4 and isinstance(node.args[4], str):
+            _explicit_padding(graph, node)
+        elif family_of(name) == DROPOUT:
+            if dropout == "keep":
+                node.args = (*node.args[:2], True)
+            else:
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+    graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _explicit_padding(graph: fx.Graph, node: fx.Node) -> None:
+    """Rewrite string padding as integers; what ATen itself does, so the result stays bit-identical."""
+    padding = node.args[4]
+    kernel = node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
+    dilation = node.args[5] if len(node.args) > 5 else 1
+    dilations = _spread(dilation, len(kernel))
+    total = (
+        [d * (int(k) - 1) for d, k in zip(dilations, kernel, strict=True)] if padding == "same" else [0] * len(kernel)
+    )
+    rest = list(node.args)
+    if any(t % 2 for t in total):
+        pads = [side for t in reversed(total) for side in (0, t % 2)]
+        with graph.inserting_before(node):
+            padded = graph.call_function(torch.ops.aten.constant_pad_nd.default, (node.args[0], pads, 0.0))
+        padded.meta = dict(node.meta)
+        rest[0] = padded
+    rest[4] = [t // 2 for t in total]
+    overloads = {1: torch.ops.aten.conv1d, 2: torch.ops.aten.conv2d, 3: torch.ops.aten.conv3d}
+    node.target = overloads[len(kernel)].default
+    node.args = tuple(rest)
+
+
+def _spread(value: Any, length: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(int(v) for v in value)
+    return values * length if len(values) == 1 else values

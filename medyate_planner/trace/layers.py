@@ -1,0 +1,79 @@
+"""Which distinct weights a graph uses, and which of them are its head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import networkx as nx
+from torch import nn
+
+from medyate_planner.errors import InputError
+from medyate_planner.families import CONV, LINEAR
+from medyate_planner.graph import Layer, LayerKind, ModelGraph, Op
+from medyate_planner.trace.fake import dtype_name
+
+
+def find_layers(
+    ops: Sequence[Op], parameters: Mapping[str, nn.Parameter], excluded: frozenset[int]
+) -> tuple[Layer, ...]:
+    """Distinct weights in order of first use. Two names of one tensor (tied weights) make one layer."""
+    first_name: dict[int, str] = {}
+    sites: dict[str, list[Op]] = {}
+    for op in ops:
+        if op.weight is not None and id(parameters[op.weight]) not in excluded:
+            name = first_name.setdefault(id(parameters[op.weight]), op.weight)
+            sites.setdefault(name, []).append(op)
+    layers = []
+    for weight, users in sites.items():
+        parameter = parameters[weight]
+        groups = _groups(users[0])
+        biases = {op.bias for op in users}
+        layers.append(
+            Layer(
+                name=weight.removesuffix(".weight"),
+                kind=_kind(users[0], tuple(parameter.shape), groups),
+                weight=weight,
+                weight_shape=tuple(parameter.shape),
+                dtype=dtype_name(parameter),
+                bias=biases.pop() if len(biases) == 1 else None,
+                groups=groups,
+                sites=tuple(op.name for op in users),
+            )
+        )
+    return tuple(layers)
+
+
+def _groups(op: Op) -> int:
+    groups = op.attributes.get("6", 1) if op.family == CONV else 1
+    assert isinstance(groups, int)
+    return groups
+
+
+def _kind(op: Op, weight_shape: tuple[int, ...], groups: int) -> LayerKind:
+    if op.family == LINEAR:
+        return "linear"
+    if groups == 1:
+        return "conv"
+    return "depthwise" if weight_shape[1] == 1 else "grouped"
+
+
+def find_head(graph: ModelGraph, pattern: str | None) -> tuple[str, ...]:
+    """Names of the layers trained in full: those matching `pattern`, or the last ones, which feed no other layer.
+
+    Raises:
+        InputError: the pattern matches nothing.
+    """
+    if pattern == "none":
+        return ()
+    if pattern is not None:
+        names = tuple(layer.name for layer in graph.layers if fnmatchcase(layer.name, pattern))
+        if not names:
+            known = ", ".join(layer.name for layer in graph.layers[-3:])
+            raise InputError(
+                f"head pattern {pattern!r} matches no layer; the last layers are {known}; pass --head none for no head"
+            )
+        return names
+    sites = {op.name for op in graph.ops if op.weight is not None and op.name in graph.feeds_output}
+    last = {site for site in sites if sites.isdisjoint(nx.descendants(graph.flow, site))}
+    return tuple(layer.name for layer in graph.layers if last.issuperset(layer.sites))

@@ -1,0 +1,303 @@
+"""Read a `ModelGraph` off one run of the captured FX graph under FakeTensorMode, which allocates nothing."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from medyate_planner import families as f
+from medyate_planner.errors import TraceError
+from medyate_planner.graph import Attribute, MeasuredKeep, ModelGraph, Op, Storage, StorageKind, TensorSpec
+from medyate_planner.trace.fake import dtype_name, fake_twin, lookup, operator_name, storage_key
+from medyate_planner.trace.layers import find_head, find_layers
+from medyate_planner.trace.observe import label_fresh
+
+if TYPE_CHECKING:
+    from medyate_planner.trace.capture import InputSpec, Trace
+
+
+class GraphReader:
+    """One run of the FX graph under FakeTensorMode, noting shapes, storages and what unknown operators keep."""
+
+    def __init__(self, traced: Trace, batch_size: int) -> None:
+        self.traced = traced
+        self.batch_size = batch_size
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.env: dict[fx.Node, Any] = {}
+        self.fakes: dict[int, Tensor] = {}
+        self.storages: dict[int, Storage] = {}
+        self.ids: dict[int, int] = {}
+        self.alive: list[Any] = []
+        self.values: dict[str, TensorSpec] = {}
+        self.ops: list[Op] = []
+        self.parameter_nodes: dict[fx.Node, str] = {}
+        self.flows: set[str] = set()
+
+    def read(self) -> ModelGraph:
+        module = self.traced.module
+        inputs = iter(self.traced.inputs)
+        input_names: list[str] = []
+        outputs: tuple[str, ...] = ()
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                self.env[node] = self._input(node, next(inputs))
+                input_names.append(node.name)
+            elif node.op == "get_attr":
+                self.env[node] = self._attribute(node, module, parameters)
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                outputs = tuple(dict.fromkeys(n.name for n in node.all_input_nodes if n.name in self.values))
+            else:
+                raise TraceError(f"{node.name}: {node.op} nodes are not supported; {_source_line(node)}")
+        layers = find_layers(self.ops, parameters, self._parameters_used_otherwise(parameters))
+        graph = ModelGraph(
+            batch_size=self.batch_size,
+            ops=tuple(self.ops),
+            layers=layers,
+            values=self.values,
+            storages=self.storages,
+            inputs=tuple(input_names),
+            outputs=outputs,
+            head=(),
+            parameters={n: (tuple(p.shape), dtype_name(p)) for n, p in module.named_parameters()},
+            buffer_bytes=sum(b.nbytes for b in module.buffers()),
+        )
+        return replace(graph, head=find_head(graph, self.traced.head_pattern))
+
+    def _parameters_used_otherwise(self, parameters: Mapping[str, nn.Parameter]) -> frozenset[int]:
+        """Parameters that are not only weights of a layer (tied to an embedding): their gradient has unseen parts."""
+        weights = {op.name for op in self.ops if op.weight is not None}
+        return frozenset(
+            id(parameters[name])
+            for node, name in self.parameter_nodes.items()
+            for user in node.users
+            if user.name not in weights or user.args[1] is not node
+        )
+
+    def _input(self, node: fx.Node, spec: InputSpec) -> Tensor:
+        with self.mode:
+            batch = torch.empty(
+                (self.batch_size, *spec.shape), dtype=getattr(torch, spec.dtype), device=self.traced.device
+            )
+            if batch.dim() == 4:
+                batch = batch.contiguous(memory_format=torch.channels_last)
+        self._note(node.name, batch, "input")
+        return batch
+
+    def _attribute(self, node: fx.Node, module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Any:
+        target = str(node.target)
+        tensor = lookup(module, target)
+        if not isinstance(tensor, Tensor):
+            return tensor
+        if id(tensor) not in self.fakes:
+            self.fakes[id(tensor)] = fake_twin(tensor, self.mode, self.traced.device)
+        fake = self.fakes[id(tensor)]
+        if target in parameters:
+            self.parameter_nodes[node] = target
+        self._storage(fake, "parameter" if target in parameters else "buffer")
+        self.alive.append(fake)
+        return fake
+
+    def _call(self, node: fx.Node) -> None:
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self.env[n])
+        target: Callable[..., Any] = node.target  # type: ignore[assignment]
+        name = operator_name(target)
+        family = self._family(node, args)
+        candidates = [n for n in node.all_input_nodes if n.name in self.flows or n.op == "placeholder"]
+        sources = tuple(n.name for n in candidates if _is_floating(self.env[n]))
+        measured = None
+        if family == f.MEASURED and sources:
+            sources, measured = self._measure(node, target, sources)
+        try:
+            with self.mode, torch.no_grad():
+                result = target(*args, **kwargs)
+        except Exception as error:
+            raise TraceError(
+                f"operator {node.target} ({node.name}) fails at batch size {self.batch_size}: {error}; "
+                f"{_source_line(node)}"
+            ) from error
+        self.env[node] = result
+        tensors = [t for t in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(t, Tensor)]
+        if not tensors:
+            return
+        specs = tuple(self._note(node.name, t, "activation") for t in reversed(tensors))[::-1]
+        self.values[node.name] = specs[0]
+        if not any(spec.is_floating for spec in specs) or name == "detach":
+            sources = ()
+        if sources:
+            self.flows.add(node.name)
+        self.ops.append(self._op(node, family, sources, specs, measured))
+
+    def _family(self, node: fx.Node, args: Sequence[Any]) -> str:
+        """Family of the call, `MEASURED` where its arguments make it another operator than the family's rule is for."""
+        if node.target is operator.getitem:
+            return f.KEEPS_NOTHING
+        name = operator_name(node.target)
+        family = f.family_of(name)
+        frozen_weight = len(node.args) > 1 and node.args[1] in self.parameter_nodes
+        if family in (f.CONV, f.LINEAR) and not frozen_weight:
+            return f.MEASURED
+        if family == f.BATCH_NORM and (args[5] or args[3] is None):
+            return f.MEASURED
+        if family == f.PRODUCT and not isinstance(args[1], Tensor):
+            return f.KEEPS_NOTHING
+        if family == f.KEEPS_INPUT and name.rstrip("_") == "pow" and not isinstance(args[1], (int, float)):
+            return f.MEASURED
+        if family in (f.MAX_POOL, f.AVG_POOL) and args[0].dim() != 4:
+            return f.MEASURED
+        if name == "pad" and len(args) > 2 and args[2] != "constant":
+            return f.MEASURED
+        return family
+
+    def _note(self, name: str, tensor: Tensor, kind: StorageKind) -> TensorSpec:
+        spec = TensorSpec(
+            shape=tuple(int(s) for s in tensor.shape),
+            dtype=dtype_name(tensor),
+            storage=self._storage(tensor, kind),
+        )
+        self.values[name] = spec
+        self.alive.append(tensor)
+        return spec
+
+    def _storage(self, tensor: Tensor, kind: StorageKind) -> int:
+        key = storage_key(tensor)
+        if key not in self.ids:
+            self.ids[key] = len(self.ids)
+            self.storages[self.ids[key]] = Storage(nbytes=int(tensor.untyped_storage().nbytes()), kind=kind)
+        return self.ids[key]
+
+    def _measure(
+        self, node: fx.Node, target: Callable[..., Any], sources: tuple[str, ...]
+    ) -> tuple[tuple[str, ...], tuple[tuple[MeasuredKeep, ...], ...]]:
+        """Run one operator with autograd on fake tensors, once per source, and note what PyTorch keeps."""
+        found = [(source, self._kept_for(node, target, (source,))) for source in sources]
+        flowing = [(source, kept) for source, kept in found if kept is not None]
+        alone = [kept for _, kept in flowing]
+        together = self._kept_for(node, target, tuple(source for source, _ in flowing)) if len(flowing) > 1 else None
+        return tuple(source for source, _ in flowing), label_fresh(alone, together)
+
+    def _kept_for(
+        self, node: fx.Node, target: Callable[..., Any], sources: tuple[str, ...]
+    ) -> tuple[MeasuredKeep, ...] | None:
+        """What is kept when these sources need a gradient; None when no gradient can flow."""
+        inplace = _is_inplace(node)
+        renamed: dict[int, int] = {}
+        kept: dict[int, MeasuredKeep] = {}
+        held: list[Tensor] = []
+
+        def leaf(n: fx.Node) -> Any:
+            value = self.env[n]
+            if not isinstance(value, Tensor):
+                return value
+            plain = value.detach()
+            if n.name in sources:
+                plain = plain.requires_grad_()
+            if inplace:
+                plain = plain.clone()
+            renamed[storage_key(plain)] = self._storage(value, "activation")
+            held.append(plain)
+            return plain
+
+        def pack(tensor: Tensor) -> Tensor:
+            held.append(tensor)
+            key = storage_key(tensor)
+            number = renamed.get(key, self.ids.get(key))
+            kept[key] = MeasuredKeep(storage=number, nbytes=int(tensor.untyped_storage().nbytes()))
+            return tensor
+
+        with self.mode, torch.enable_grad():
+            args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), leaf)
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                result = target(*args, **kwargs)
+        outs = [t for t in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(t, Tensor)]
+        if not any(t.requires_grad for t in outs):
+            return None
+        own = {storage_key(t): index for index, t in enumerate(outs)}
+        return tuple(
+            replace(keep, storage=-1 - own[key]) if keep.storage is None and key in own else keep
+            for key, keep in kept.items()
+        )
+
+    def _op(
+        self,
+        node: fx.Node,
+        family: str,
+        sources: tuple[str, ...],
+        specs: tuple[TensorSpec, ...],
+        measured: tuple[tuple[MeasuredKeep, ...], ...] | None,
+    ) -> Op:
+        if measured is not None:  # results named -1, -2, ... are this operator's own outputs
+            measured = tuple(
+                tuple(
+                    replace(k, storage=specs[-1 - k.storage].storage) if k.storage is not None and k.storage < 0 else k
+                    for k in keeps
+                )
+                for keeps in measured
+            )
+        has_weight = family in (f.CONV, f.LINEAR)
+        bias_node = node.args[2] if has_weight and len(node.args) > 2 else None
+        stack = node.meta.get("nn_module_stack") or {}
+        path = list(stack.values())[-1][0] if stack else ""
+        return Op(
+            name=node.name,
+            family=family,
+            target=str(node.target) if node.target is not operator.getitem else "getitem",
+            operands=self._operands(node, has_weight),
+            sources=sources,
+            outputs=specs,
+            inplace=_is_inplace(node),
+            attributes=_attributes(node, family),
+            measured=measured,
+            weight=self.parameter_nodes[node.args[1]] if has_weight else None,  # type: ignore[index]
+            bias=self.parameter_nodes.get(bias_node) if isinstance(bias_node, fx.Node) else None,
+            module_path=path,
+            source_line=_source_line(node),
+        )
+
+    def _operands(self, node: fx.Node, has_weight: bool) -> tuple[str, ...]:
+        nodes = [node.args[0]] if has_weight else node.all_input_nodes
+        return tuple(n.name for n in nodes if isinstance(n, fx.Node) and isinstance(self.env[n], (Tensor, tuple, list)))
+
+
+def _is_inplace(node: fx.Node) -> bool:
+    name = operator_name(node.target)
+    return name.endswith("_") and not name.startswith("_")
+
+
+def _is_floating(value: Any) -> bool:
+    tensors = value if isinstance(value, (tuple, list)) else [value]
+    return any(isinstance(t, Tensor) and t.is_floating_point() for t in tensors)
+
+
+def _source_line(node: fx.Node) -> str:
+    """`file.py:102, in forward` of the innermost line outside torch."""
+    frames = [
+        line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File ")
+    ]
+    own = [frame for frame in frames if "/torch/nn/" not in frame and "/torch/_" not in frame] or frames
+    if not own:
+        return "source line unknown"
+    parts = own[-1].split(",")
+    file = parts[0].removeprefix("File ").strip('"')
+    return f"{file.rsplit('/', 1)[-1]}:{parts[1].strip().removeprefix('line ')}"
+
+
+def _attributes(node: fx.Node, family: str) -> Mapping[str, Attribute]:
+    """Literal arguments that distinguish two operators of one family (strides, bounds, slices)."""
+    if family == f.MEASURED:
+        return {}
+    literals: dict[str, Attribute] = {}
+    for index, arg in enumerate(node.args):
+        if isinstance(arg, (int, float, bool, str)):
+            literals[str(index)] = arg
+        elif isinstance(arg, (list, tuple)) and arg and all(isinstance(a, int) for a in arg):
+            literals[str(index)] = tuple(a for a in arg if isinstance(a, int))
+    return literals

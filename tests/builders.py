@@ -1,0 +1,513 @@
+"""Hand-made `ModelGraph`s without torch, random ones for hypothesis, and a training step simulated by hand.
+
+`simulate` is the tests' own memory accounting. It shares no code with `medyate_planner.memory`: it walks forward,
+holds storages in a dictionary of holders, walks backward releasing them, and notes the largest sum on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from medyate_planner.graph import Layer, MeasuredKeep, ModelGraph, Op, Storage, TensorSpec
+from medyate_planner.importance.energy import Importance
+from medyate_planner.memory.rules import Keep
+
+FLOAT_BYTES = 4
+
+
+class Sketch:
+    """Draws a graph operator by operator; every method returns the name of the value it made."""
+
+    def __init__(self, *, batch: int = 2) -> None:
+        self.batch = batch
+        self.ops: list[Op] = []
+        self.values: dict[str, TensorSpec] = {}
+        self.storages: dict[int, Storage] = {}
+        self.inputs: list[str] = []
+        self.layers: dict[str, dict[str, Any]] = {}
+        self.parameters: dict[str, tuple[tuple[int, ...], str]] = {}
+
+    def input(self, *shape: int, dtype: str = "float32") -> str:
+        """An input of this shape, without the batch dimension."""
+        name = f"in{len(self.inputs)}"
+        self.values[name] = self._spec((self.batch, *shape), "input", dtype)
+        self.inputs.append(name)
+        return name
+
+    def conv(
+        self,
+        x: str,
+        out: int,
+        *,
+        name: str | None = None,
+        kernel: tuple[int, int] = (1, 1),
+        groups: int = 1,
+        bias: bool = False,
+    ) -> str:
+        """A convolution that keeps height and width; `name` of a known layer uses its weight again."""
+        batch, channels, *size = self.values[x].shape
+        kind = "conv" if groups == 1 else "depthwise" if groups == channels else "grouped"
+        layer = self._layer(name, kind, (out, channels // groups, *kernel), groups, bias)
+        return self._weighted("conv", x, (batch, out, *size), layer)
+
+    def linear(self, x: str, out: int, *, name: str | None = None, bias: bool = False) -> str:
+        *lead, features = self.values[x].shape
+        return self._weighted(
+            "linear", x, (*lead, out), self._layer(name, "linear", (out, features), 1, bias)
+        )
+
+    def unary(
+        self,
+        family: str,
+        x: str,
+        *,
+        inplace: bool = False,
+        attributes: Mapping[str, Any] | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> str:
+        """Any operator of one operand; in place it shares the operand's storage."""
+        spec = self.values[x]
+        out = TensorSpec(shape=spec.shape, dtype=spec.dtype, storage=spec.storage) if inplace else None
+        out = out or self._spec(shape or spec.shape, "activation", spec.dtype)
+        return self._op(family, (x,), out, inplace=inplace, attributes=attributes or {})
+
+    def view(self, x: str, *shape: int) -> str:
+        """Another shape of the same storage; fewer elements make it a part of its base."""
+        spec = self.values[x]
+        out = TensorSpec(shape=(self.batch, *shape), dtype=spec.dtype, storage=spec.storage)
+        return self._op("keeps_nothing", (x,), out)
+
+    def add(self, *operands: str) -> str:
+        return self._op(
+            "keeps_nothing", operands, self._spec(self.values[operands[0]].shape, "activation")
+        )
+
+    def cat(self, *operands: str) -> str:
+        batch, _, *size = self.values[operands[0]].shape
+        channels = sum(self.values[x].shape[1] for x in operands)
+        return self._op("keeps_nothing", operands, self._spec((batch, channels, *size), "activation"))
+
+    def mul(self, a: str, b: str, *, inplace: bool = False) -> str:
+        spec = self.values[a]
+        out = (
+            TensorSpec(shape=spec.shape, dtype=spec.dtype, storage=spec.storage)
+            if inplace
+            else self._spec(spec.shape, "activation")
+        )
+        return self._op("product", (a, b) if a != b else (a,), out, inplace=inplace)
+
+    def measured(self, operands: Sequence[str], keeps: Sequence[Sequence[MeasuredKeep]]) -> str:
+        """An operator without a rule, of which it was measured what it keeps for each operand."""
+        out = self._spec(self.values[operands[0]].shape, "activation")
+        return self._op("measured", tuple(operands), out, measured=tuple(tuple(k) for k in keeps))
+
+    def pooled(self, x: str) -> str:
+        """Mean over the positions: `(B, C)`."""
+        spec = self.values[x]
+        return self._op("keeps_nothing", (x,), self._spec(spec.shape[:2], "activation"))
+
+    def build(self, outputs: Sequence[str], *, head: Sequence[str] = ()) -> ModelGraph:
+        layers = tuple(
+            Layer(**{**facts, "sites": tuple(facts["sites"])})
+            for facts in self.layers.values()
+            if facts["sites"]
+        )
+        return ModelGraph(
+            batch_size=self.batch,
+            ops=tuple(self.ops),
+            layers=layers,
+            values=self.values,
+            storages=self.storages,
+            inputs=tuple(self.inputs),
+            outputs=tuple(outputs),
+            head=tuple(head),
+            parameters=self.parameters,
+        )
+
+    def _layer(
+        self, name: str | None, kind: str, shape: tuple[int, ...], groups: int, bias: bool
+    ) -> dict[str, Any]:
+        name = name or f"l{len(self.layers)}"
+        if name in self.layers:
+            assert self.layers[name]["weight_shape"] == shape
+            return self.layers[name]
+        self.parameters[f"{name}.weight"] = (shape, "float32")
+        if bias:
+            self.parameters[f"{name}.bias"] = (shape[:1], "float32")
+        self.layers[name] = {
+            "name": name,
+            "kind": kind,
+            "weight": f"{name}.weight",
+            "weight_shape": shape,
+            "dtype": "float32",
+            "bias": f"{name}.bias" if bias else None,
+            "groups": groups,
+            "sites": [],
+        }
+        return self.layers[name]
+
+    def _weighted(self, family: str, x: str, shape: tuple[int, ...], layer: dict[str, Any]) -> str:
+        spec = self._spec(shape, "activation")
+        name = self._op(family, (x,), spec, weight=layer["weight"], bias=layer["bias"])
+        layer["sites"].append(name)
+        return name
+
+    def _spec(self, shape: tuple[int, ...], kind: Any, dtype: str = "float32") -> TensorSpec:
+        number = len(self.storages)
+        self.storages[number] = Storage(nbytes=FLOAT_BYTES * prod(shape), kind=kind)
+        return TensorSpec(shape=tuple(shape), dtype=dtype, storage=number)
+
+    def _op(self, family: str, operands: tuple[str, ...], out: TensorSpec, **facts: Any) -> str:
+        name = f"{family}_{len(self.ops)}"
+        distinct = tuple(dict.fromkeys(operands))
+        self.ops.append(
+            Op(
+                name=name,
+                family=family,
+                target=f"aten.{family}.default",
+                operands=distinct,
+                sources=distinct,
+                outputs=(out,),
+                **facts,
+            )
+        )
+        self.values[name] = out
+        return name
+
+
+# A step, simulated
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What one simulated step saw, in bytes."""
+
+    training: int
+    saved: int
+    selected: int
+    gradients: int
+    loss: int
+    index: int
+    update: int
+
+
+@dataclass
+class _Hands:
+    """Who holds which storage now."""
+
+    holders: dict[str, set[str]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    now: int = 0
+
+    def take(self, who: str, key: str, nbytes: int) -> bool:
+        fresh = key not in self.holders
+        if fresh:
+            self.holders[key], self.sizes[key] = set(), nbytes
+            self.now += nbytes
+        self.holders[key].add(who)
+        return fresh
+
+    def let_go(self, who: str) -> None:
+        for key in [key for key, holders in self.holders.items() if who in holders]:
+            self.holders[key].discard(who)
+            if not self.holders[key]:
+                del self.holders[key]
+                self.now -= self.sizes.pop(key)
+
+
+def held_for(graph: ModelGraph, op: Op, source: str) -> dict[str, int]:
+    """What an operator holds for the gradient to one of its sources, by the derivatives; key -> bytes."""
+
+    def whole(value: str) -> dict[str, int]:
+        number = graph.values[value].storage
+        storage = graph.storages[number]
+        return {f"storage/{number}": storage.nbytes} if storage.kind in ("input", "activation") else {}
+
+    out = op.outputs[0].shape
+    bits = out[0] * ((prod(out[1:]) + 7) // 8)
+    if op.family in ("relu", "clamp", "leaky_relu", "hard_sigmoid"):
+        return {f"{op.name}/bits": bits}
+    if op.family == "max_pool":
+        return {f"{op.name}/bytes": prod(out)}
+    if op.family == "keeps_input":
+        if op.inplace:
+            return {f"{op.name}/before": prod(graph.values[source].shape) * FLOAT_BYTES}
+        return whole(source)
+    if op.family == "keeps_output":
+        return whole(op.name)
+    if op.family == "product":
+        others = [x for x in op.operands if x != source] or [source]
+        if op.inplace and others[0] == op.operands[0]:
+            return {f"{op.name}/before": prod(graph.values[others[0]].shape) * FLOAT_BYTES}
+        return whole(others[0])
+    if op.family == "measured":
+        assert op.measured is not None
+        found: dict[str, int] = {}
+        for keep in op.measured[op.sources.index(source)]:
+            if keep.storage is None:
+                found[f"{op.name}/fresh/{keep.label}"] = keep.nbytes
+            elif graph.storages[keep.storage].kind in ("input", "activation"):
+                found[f"storage/{keep.storage}"] = graph.storages[keep.storage].nbytes
+        return found
+    assert op.family in ("conv", "linear", "keeps_nothing", "batch_norm"), op.family
+    return {}
+
+
+def upstream_of_outputs(graph: ModelGraph) -> set[str]:
+    by_name = {op.name: op for op in graph.ops}
+    found: set[str] = set()
+    waiting = list(graph.outputs)
+    while waiting:
+        name = waiting.pop()
+        if name in by_name and name not in found:
+            found.add(name)
+            waiting += by_name[name].sources
+    return found
+
+
+def simulate(
+    graph: ModelGraph,
+    quotas: Mapping[str, int],
+    biases: Iterable[str] = (),
+    full: Iterable[str] = (),
+    loss: Sequence[Keep] = (),
+) -> Simulated:
+    """Walk one training step (fused SGD) forward and backward."""
+    biases, full = set(biases), set(full)
+    layers = {layer.name: layer for layer in graph.layers}
+    chosen = {name: n for name, n in quotas.items() if n}
+    chosen |= {name: layers[name].weight_shape[1] * layers[name].groups for name in full}
+    trained = set(chosen) | biases
+    layer_of = {site: layer for layer in graph.layers for site in layer.sites}
+    upstream = upstream_of_outputs(graph)
+    hands = _Hands()
+    needs_gradient: set[str] = set()
+    tape: list[Op] = []
+    selected = 0
+    visits = dict.fromkeys(trained, 0)
+    for op in graph.ops:
+        if op.name not in upstream:
+            continue
+        tape.append(op)
+        for source in op.sources:
+            if source in needs_gradient:
+                for key, nbytes in held_for(graph, op, source).items():
+                    hands.take(op.name, key, nbytes)
+                needs_gradient.add(op.name)
+        layer = layer_of.get(op.name)
+        if layer is not None and layer.name in trained:
+            needs_gradient.add(op.name)
+            visits[layer.name] += 1
+            if layer.name in chosen:
+                _, *rest = layer.weight_shape
+                channels = rest[0] * layer.groups
+                x = graph.values[op.operands[0]].shape
+                nbytes = chosen[layer.name] * (prod(x) // channels) * FLOAT_BYTES
+                hands.take(op.name, f"{op.name}/compact", nbytes)
+                selected += nbytes
+    saved = hands.now
+    for keep in loss:
+        hands.take("the loss", keep.key, keep.nbytes)
+    loss_bytes = hands.now - saved
+    index = 4 * sum(n for name, n in chosen.items() if name not in full)
+    slice_bytes = {}
+    for name in trained:
+        out, inner, *kernel = layers[name].weight_shape
+        rows = out // layers[name].groups
+        slice_bytes[name] = chosen.get(name, 0) * rows * prod(kernel) * FLOAT_BYTES
+        has_bias = layers[name].bias is not None
+        slice_bytes[name] += out * FLOAT_BYTES if has_bias and (name in biases or name in full) else 0
+    largest = hands.now
+    most_gradients = gradients = 0
+    hands.let_go("the loss")
+    arrived = dict.fromkeys(trained, 0)
+    for op in reversed(tape):
+        layer = layer_of.get(op.name)
+        if layer is not None and layer.name in trained:
+            arrived[layer.name] += 1
+            gradients += slice_bytes[layer.name]
+            largest = max(largest, hands.now + gradients)
+            most_gradients = max(most_gradients, gradients)
+            if arrived[layer.name] > 1:  # added to the sum, then dropped
+                gradients -= slice_bytes[layer.name]
+            if arrived[layer.name] == visits[layer.name]:  # applied, then dropped
+                gradients -= slice_bytes[layer.name]
+        largest = max(largest, hands.now + gradients)
+        hands.let_go(op.name)
+    assert hands.now == 0
+    assert gradients == 0
+    return Simulated(
+        training=largest + index,
+        saved=saved,
+        selected=selected,
+        gradients=most_gradients,
+        loss=loss_bytes,
+        index=index,
+        update=selected + sum(slice_bytes.values()),
+    )
+
+
+# Random graphs
+
+
+@dataclass(frozen=True)
+class Case:
+    """A graph, what its loss keeps, and how many of its layers may be bought."""
+
+    graph: ModelGraph
+    loss: tuple[Keep, ...]
+
+    def __repr__(self) -> str:
+        ops = ", ".join(f"{op.name}({', '.join(op.operands)})" for op in self.graph.ops)
+        layers = [(x.name, x.weight_shape, x.groups, x.bias, x.sites) for x in self.graph.layers]
+        return f"Case({ops}; {layers}; head {self.graph.head}; loss {self.loss})"
+
+
+_MIDDLE = (
+    "conv", "conv", "conv", "depthwise", "reuse", "relu", "relu_", "clamp", "silu", "silu_", "sigmoid", "twice",
+    "add", "mul", "square", "mul_", "view", "max_pool", "measured", "branch",
+)  # fmt: skip
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn, *, max_layers: int = 4, max_channels: int = 4, max_plans: int = 300, dead: bool = True
+) -> Case:
+    """Small random networks: 2 to `max_layers` layers beyond the head, at most `max_plans` possible plans."""
+    pick = draw
+    sketch = Sketch(batch=pick(st.integers(1, 3)))
+    size = pick(st.sampled_from([(1, 1), (1, 2), (2, 2), (3, 3)]))
+    x = sketch.input(pick(st.integers(1, max_channels)), *size)
+    wanted = pick(st.integers(2, max_layers))
+    plans, here, known = 1, [x], [x]
+    head_bias = pick(st.booleans())
+
+    def channels(value: str) -> int:
+        return sketch.values[value].shape[1]
+
+    def add_layer(value: str, kind: str) -> str:
+        nonlocal plans
+        bias = pick(st.booleans()) and plans * (channels(value) + 1) * 2 <= max_plans
+        plans *= (channels(value) + 1) * (1 + bias)
+        out, groups = pick(st.integers(1, max_channels)), 1
+        if kind == "depthwise":
+            groups = channels(value)
+            out = groups * pick(st.integers(1, 2))
+        kernel = pick(st.sampled_from([(1, 1), (3, 3), (1, 2)]))
+        return sketch.conv(value, out, kernel=kernel, groups=groups, bias=bias)
+
+    for _ in range(pick(st.integers(wanted, 3 * wanted + 4))):
+        kind = pick(st.sampled_from(_MIDDLE))
+        value = here[-1] if pick(st.booleans()) else pick(st.sampled_from(known))
+        same = [v for v in known if sketch.values[v].shape == sketch.values[value].shape]
+        if kind in ("conv", "depthwise"):
+            fits = plans * (channels(value) + 1) <= max_plans and len(sketch.layers) < wanted
+            new = add_layer(value, kind) if fits else sketch.unary("relu", value)
+        elif kind == "reuse":
+            twins = [
+                facts
+                for facts in sketch.layers.values()
+                if facts["weight_shape"][1] * facts["groups"] == channels(value)
+            ]
+            if not twins:
+                continue
+            facts = pick(st.sampled_from(twins))
+            new = sketch.conv(
+                value,
+                facts["weight_shape"][0],
+                name=facts["name"],
+                kernel=facts["weight_shape"][2:],
+                groups=facts["groups"],
+            )
+        elif kind in ("relu", "relu_", "clamp", "max_pool"):
+            new = sketch.unary(kind.rstrip("_"), value, inplace=kind.endswith("_"))
+        elif kind in ("silu", "silu_"):
+            new = sketch.unary("keeps_input", value, inplace=kind.endswith("_"))
+        elif kind == "sigmoid":
+            new = sketch.unary("keeps_output", value)
+        elif kind == "twice":  # two holders of one storage
+            known.append(sketch.unary("keeps_input", value))
+            new = sketch.unary("keeps_input", value)
+        elif kind == "add":
+            new = sketch.add(value, pick(st.sampled_from(same)))
+        elif kind in ("mul", "mul_"):
+            new = sketch.mul(value, pick(st.sampled_from(same)), inplace=kind.endswith("_"))
+        elif kind == "square":
+            new = sketch.mul(value, value)
+        elif kind == "view":
+            c, h, w = sketch.values[value].shape[1:]
+            new = sketch.view(value, pick(st.integers(1, c)), h, w)
+        elif kind == "measured":
+            operands = (value, *pick(st.lists(st.sampled_from(same), max_size=1)))
+            operands = tuple(dict.fromkeys(operands))
+            new = sketch.measured(operands, [_measured_keeps(pick, sketch, operands) for _ in operands])
+        else:
+            known.append(sketch.unary("keeps_nothing", value))
+            new = sketch.unary("relu", value)
+        known.append(new)
+        here.append(new)
+    while len(sketch.layers) < 2:
+        known.append(add_layer(min(known, key=channels), "conv"))
+    read = {operand for op in sketch.ops for operand in op.operands}
+    loose = [v for v in known if v not in read]
+    joined = sketch.cat(*loose) if len(loose) > 1 else loose[0]
+    if dead and pick(st.booleans()):
+        sketch.unary("keeps_input", joined)
+    head: tuple[str, ...] = ()
+    if pick(st.integers(0, 3)):
+        out = sketch.linear(sketch.pooled(joined), pick(st.integers(1, 3)), name="head", bias=head_bias)
+        head = ("head",)
+    else:
+        out = sketch.unary("keeps_nothing", joined)
+    loss = [Keep("loss/probabilities", pick(st.integers(0, 60)))]
+    if pick(st.booleans()):  # the loss reads a storage that the model may keep as well
+        number = sketch.values[pick(st.sampled_from([out, joined]))].storage
+        loss.append(Keep(f"storage/{number}", sketch.storages[number].nbytes))
+    return Case(sketch.build([out], head=head), tuple(loss))
+
+
+def _measured_keeps(pick: Any, sketch: Sketch, operands: tuple[str, ...]) -> list[MeasuredKeep]:
+    keeps = []
+    for label in pick(st.lists(st.sampled_from(["0", "1"]), max_size=2, unique=True)):
+        keeps.append(MeasuredKeep(storage=None, nbytes=8 * (1 + int(label)), label=label))
+    for operand in pick(st.lists(st.sampled_from(operands), max_size=1)):
+        number = sketch.values[operand].storage
+        keeps.append(MeasuredKeep(storage=number, nbytes=sketch.storages[number].nbytes))
+    return keeps
+
+
+def random_importance(graph: ModelGraph, seed: int, *, zeros: float = 0.1) -> Importance:
+    """Log-normal energies, some of them zero."""
+    generator = np.random.default_rng(seed)
+    energy = {}
+    for layer in graph.layers:
+        values = np.exp(generator.normal(0, 1.5, size=layer.weight_shape[1] * layer.groups))
+        energy[layer.name] = values * (generator.random(len(values)) >= zeros)
+    return Importance(
+        energy=energy,
+        norms={name: np.sqrt(values) for name, values in energy.items()},
+        bias_energy={x.name: float(np.exp(generator.normal())) for x in graph.layers if x.bias},
+        fingerprint=graph.fingerprint,
+        source="random",
+    )
+
+
+@st.composite
+def updates_of(draw: st.DrawFn, graph: ModelGraph) -> tuple[dict[str, int], frozenset[str], frozenset[str]]:
+    """Quotas, biases and layers in full, all at random (the head may be left out)."""
+    quotas: dict[str, int] = {}
+    full: set[str] = set()
+    for layer in graph.layers:
+        if draw(st.integers(0, 5)) == 0 or (layer.name in graph.head and draw(st.booleans())):
+            full.add(layer.name)
+        else:
+            quotas[layer.name] = draw(st.integers(0, layer.weight_shape[1] * layer.groups))
+    with_bias = [layer.name for layer in graph.layers if layer.bias]
+    biases = draw(st.sets(st.sampled_from(with_bias))) if with_bias else set()
+    return quotas, frozenset(biases), frozenset(full)
