@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -318,7 +319,7 @@ def simulate(
     index = 4 * sum(n for name, n in chosen.items() if name not in full)
     slice_bytes = {}
     for name in trained:
-        out, inner, *kernel = layers[name].weight_shape
+        out, _, *kernel = layers[name].weight_shape
         rows = out // layers[name].groups
         slice_bytes[name] = chosen.get(name, 0) * rows * prod(kernel) * FLOAT_BYTES
         has_bias = layers[name].bias is not None
@@ -370,41 +371,43 @@ class Case:
 
 
 _MIDDLE = (
-    "conv", "conv", "conv", "depthwise", "reuse", "relu", "relu_", "clamp", "silu", "silu_", "sigmoid", "twice",
-    "add", "mul", "square", "mul_", "view", "max_pool", "measured", "branch",
+    "conv", "conv", "conv", "conv", "conv", "depthwise", "reuse", "reuse", "reuse", "relu", "relu_", "clamp",
+    "silu", "silu_", "sigmoid", "twice", "add", "mul", "square", "mul_", "view", "max_pool", "measured", "branch",
 )  # fmt: skip
 
 
-@st.composite
-def cases(
-    draw: st.DrawFn, *, max_layers: int = 4, max_channels: int = 4, max_plans: int = 300, dead: bool = True
+def random_case(
+    seed: int, *, max_layers: int = 4, max_channels: int = 4, max_plans: int = 2500, dead: bool = True
 ) -> Case:
-    """Small random networks: 2 to `max_layers` layers beyond the head, at most `max_plans` possible plans."""
-    pick = draw
-    sketch = Sketch(batch=pick(st.integers(1, 3)))
-    size = pick(st.sampled_from([(1, 1), (1, 2), (2, 2), (3, 3)]))
-    x = sketch.input(pick(st.integers(1, max_channels)), *size)
-    wanted = pick(st.integers(2, max_layers))
+    """Small random networks: 2 to `max_layers` layers beyond the head, about `max_plans` possible plans at most.
+
+    No layer has more than 2 * `max_channels` channels.
+    """
+    dice = Random(seed)
+    sketch = Sketch(batch=dice.randint(1, 3))
+    size = dice.choice([(1, 1), (1, 2), (2, 2), (3, 3)])
+    x = sketch.input(dice.randint(1, max_channels), *size)
+    wanted = dice.randint(2, max_layers)
     plans, here, known = 1, [x], [x]
-    head_bias = pick(st.booleans())
+    head_bias = dice.random() < 0.5
 
     def channels(value: str) -> int:
         return sketch.values[value].shape[1]
 
     def add_layer(value: str, kind: str) -> str:
         nonlocal plans
-        bias = pick(st.booleans()) and plans * (channels(value) + 1) * 2 <= max_plans
+        bias = dice.random() < 0.5 and plans * (channels(value) + 1) * 2 <= max_plans
         plans *= (channels(value) + 1) * (1 + bias)
-        out, groups = pick(st.integers(1, max_channels)), 1
+        out, groups = dice.randint(1, max_channels), 1
         if kind == "depthwise":
             groups = channels(value)
-            out = groups * pick(st.integers(1, 2))
-        kernel = pick(st.sampled_from([(1, 1), (3, 3), (1, 2)]))
+            out = groups * dice.randint(1, 2 if groups <= max_channels else 1)
+        kernel = dice.choice([(1, 1), (3, 3), (1, 2)])
         return sketch.conv(value, out, kernel=kernel, groups=groups, bias=bias)
 
-    for _ in range(pick(st.integers(wanted, 3 * wanted + 4))):
-        kind = pick(st.sampled_from(_MIDDLE))
-        value = here[-1] if pick(st.booleans()) else pick(st.sampled_from(known))
+    for _ in range(dice.randint(wanted, 3 * wanted + 4)):
+        kind = dice.choice(_MIDDLE)
+        value = here[-1] if dice.random() < 0.5 else dice.choice(known)
         same = [v for v in known if sketch.values[v].shape == sketch.values[value].shape]
         if kind in ("conv", "depthwise"):
             fits = plans * (channels(value) + 1) <= max_plans and len(sketch.layers) < wanted
@@ -417,7 +420,7 @@ def cases(
             ]
             if not twins:
                 continue
-            facts = pick(st.sampled_from(twins))
+            facts = dice.choice(twins)
             new = sketch.conv(
                 value,
                 facts["weight_shape"][0],
@@ -435,51 +438,56 @@ def cases(
             known.append(sketch.unary("keeps_input", value))
             new = sketch.unary("keeps_input", value)
         elif kind == "add":
-            new = sketch.add(value, pick(st.sampled_from(same)))
+            new = sketch.add(value, dice.choice(same))
         elif kind in ("mul", "mul_"):
-            new = sketch.mul(value, pick(st.sampled_from(same)), inplace=kind.endswith("_"))
+            new = sketch.mul(value, dice.choice(same), inplace=kind.endswith("_"))
         elif kind == "square":
             new = sketch.mul(value, value)
         elif kind == "view":
             c, h, w = sketch.values[value].shape[1:]
-            new = sketch.view(value, pick(st.integers(1, c)), h, w)
+            new = sketch.view(value, dice.randint(1, c), h, w)
         elif kind == "measured":
-            operands = (value, *pick(st.lists(st.sampled_from(same), max_size=1)))
+            operands = (value, *dice.choices(same, k=dice.randint(0, 1)))
             operands = tuple(dict.fromkeys(operands))
-            new = sketch.measured(operands, [_measured_keeps(pick, sketch, operands) for _ in operands])
+            new = sketch.measured(operands, [_measured_keeps(dice, sketch, operands) for _ in operands])
         else:
             known.append(sketch.unary("keeps_nothing", value))
             new = sketch.unary("relu", value)
         known.append(new)
         here.append(new)
-    while len(sketch.layers) < 2:
+    while len(sketch.layers) < wanted:
         known.append(add_layer(min(known, key=channels), "conv"))
     read = {operand for op in sketch.ops for operand in op.operands}
     loose = [v for v in known if v not in read]
     joined = sketch.cat(*loose) if len(loose) > 1 else loose[0]
-    if dead and pick(st.booleans()):
+    if dead and dice.random() < 0.5:
         sketch.unary("keeps_input", joined)
     head: tuple[str, ...] = ()
-    if pick(st.integers(0, 3)):
-        out = sketch.linear(sketch.pooled(joined), pick(st.integers(1, 3)), name="head", bias=head_bias)
+    if dice.randint(0, 3):
+        out = sketch.linear(sketch.pooled(joined), dice.randint(1, 3), name="head", bias=head_bias)
         head = ("head",)
     else:
         out = sketch.unary("keeps_nothing", joined)
-    loss = [Keep("loss/probabilities", pick(st.integers(0, 60)))]
-    if pick(st.booleans()):  # the loss reads a storage that the model may keep as well
-        number = sketch.values[pick(st.sampled_from([out, joined]))].storage
+    loss = [Keep("loss/probabilities", dice.randint(0, 60))]
+    if dice.random() < 0.5:  # the loss reads a storage that the model may keep as well
+        number = sketch.values[dice.choice([out, joined])].storage
         loss.append(Keep(f"storage/{number}", sketch.storages[number].nbytes))
     return Case(sketch.build([out], head=head), tuple(loss))
 
 
-def _measured_keeps(pick: Any, sketch: Sketch, operands: tuple[str, ...]) -> list[MeasuredKeep]:
+def _measured_keeps(dice: Random, sketch: Sketch, operands: tuple[str, ...]) -> list[MeasuredKeep]:
     keeps = []
-    for label in pick(st.lists(st.sampled_from(["0", "1"]), max_size=2, unique=True)):
+    for label in dice.sample(["0", "1"], k=dice.randint(0, 2)):
         keeps.append(MeasuredKeep(storage=None, nbytes=8 * (1 + int(label)), label=label))
-    for operand in pick(st.lists(st.sampled_from(operands), max_size=1)):
+    for operand in dice.choices(operands, k=dice.randint(0, 1)):
         number = sketch.values[operand].storage
         keeps.append(MeasuredKeep(storage=number, nbytes=sketch.storages[number].nbytes))
     return keeps
+
+
+def cases(**limits: Any) -> st.SearchStrategy[Case]:
+    """Random cases for hypothesis, drawn by seed: hypothesis' own choices would nearly all be tiny."""
+    return st.integers(0, 2**32 - 1).map(lambda seed: random_case(seed, **limits))
 
 
 def random_importance(graph: ModelGraph, seed: int, *, zeros: float = 0.1) -> Importance:

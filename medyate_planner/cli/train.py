@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from medyate_planner.cli.options import DataOptions, OutputOptions, batches_of, check_classes, read_data
 from medyate_planner.cli.output import emit_json, say, show
@@ -23,7 +25,7 @@ def train(
     *,
     data: str,
     epochs: int,
-    out_dir: Path = Path("run"),
+    out_dir: Annotated[Path, Parameter(name=["--out", "--out-dir"])] = Path("run"),
     resume: bool = False,
     importance: Path | None = None,
     weights: Path | None = None,

@@ -29,10 +29,8 @@ Expression = Any
 class Formulation:
     """Variables and constraints of one request. `problem` is handed to the solver."""
 
-    def __init__(self, request: PlanRequest, *, budget_bytes: int) -> None:
-        import pulp
-
-        self.pulp = pulp
+    def __init__(self, request: PlanRequest, *, budget_bytes: int, pulp: Any) -> None:
+        self.pulp = pulp  # the module, handed in by solve.py, which alone knows where it comes from
         self.request = request
         self.memory = request.memory
         self.budget_bytes = budget_bytes

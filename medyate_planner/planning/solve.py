@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from medyate_planner.errors import SolverError
 from medyate_planner.memory.model import Updates
@@ -32,9 +33,11 @@ def solve(request: PlanRequest) -> Decision | None:
     Raises:
         SolverError: the time limit passed without any plan.
     """
+    import pulp
+
     limit = request.budget_bytes
     for _ in range(_TIGHTENINGS):
-        solution = _run(Formulation(request, budget_bytes=limit).formulate(), request)
+        solution = _run(Formulation(request, budget_bytes=limit, pulp=pulp).formulate(), request)
         if solution is None:
             return None
         updates = request.updates(solution.quotas, solution.biases)
@@ -62,7 +65,7 @@ def _decision(request: PlanRequest, updates: Updates, solution: Solution) -> Dec
 def _run(formulation: Formulation, request: PlanRequest) -> Solution | None:
     pulp = formulation.pulp
     problem = formulation.problem
-    solver = _solver(request)
+    solver = _solver(request, pulp)
     try:
         problem.solve(solver)
     except pulp.PulpSolverError as error:
@@ -77,9 +80,7 @@ def _run(formulation: Formulation, request: PlanRequest) -> Solution | None:
     return Solution(quotas=quotas, biases=biases, bound=bound, proven=problem.sol_status == pulp.LpSolutionOptimal)
 
 
-def _solver(request: PlanRequest) -> object:
-    import pulp
-
+def _solver(request: PlanRequest, pulp: Any) -> object:
     try:
         import highspy  # noqa: F401
     except ImportError:

@@ -1,0 +1,49 @@
+"""The README tells the truth: its Python runs, its commands exist, its table is what the demo printed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from medyate_planner.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_python_block_runs() -> None:
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_there_are_two_shell_commands_and_ci_runs_the_second() -> None:
+    demo, tests = blocks("sh")
+    assert demo.strip() == "pip install '.[demo]' && medyate demo"
+    install, run = tests.strip().split(" && ")
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert run in ci
+    assert [line for line in ci if line.startswith("pip install")] == [install.replace("install", "install -q")]
+
+
+def test_the_table_is_what_the_demo_printed() -> None:
+    (table,) = blocks("text")
+    printed = (ROOT / "reports" / "demo.txt").read_text(encoding="utf-8")
+    rows = [line.rstrip() for line in table.strip().splitlines()]
+    assert len(rows) >= 4
+    assert "\n".join(rows) in "\n".join(line.rstrip() for line in printed.splitlines())
+
+
+@pytest.mark.parametrize("line", re.findall(r"`(medyate [^`]+)`", README))
+def test_every_command_that_is_named_exists(line: str) -> None:
+    from medyate_planner.cli import build_app
+
+    words = shlex.split(line)[1:]
+    assert words[0] in COMMANDS
+    known = set(build_app()[words[0]].assemble_argument_collection(parse_docstring=False).names)  # type: ignore[union-attr]
+    assert {word for word in words if word.startswith("-")} <= known, known

@@ -1,0 +1,76 @@
+"""Every error: attributes, text, exit code, and what `--json` prints of it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+
+import pytest
+
+from medyate_planner import errors
+from medyate_planner.errors import InfeasibleBudgetError, MedyateError, MedyateWarning
+
+EXIT_CODES = {
+    "MedyateError": 2,
+    "InputError": 2,
+    "TraceError": 2,
+    "PlanMismatchError": 2,
+    "StepOrderError": 2,
+    "DivergenceError": 1,
+    "SolverError": 1,
+    "InfeasibleBudgetError": 3,
+}
+
+
+def test_every_error_class_is_listed_here() -> None:
+    found = {name for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, MedyateError)}
+    assert found == set(EXIT_CODES)
+
+
+@pytest.mark.parametrize(("name", "exit_code"), [(n, c) for n, c in EXIT_CODES.items() if n != "InfeasibleBudgetError"])
+def test_error_carries_message_facts_and_exit_code(name: str, exit_code: int) -> None:
+    error = getattr(errors, name)("layer a: expected 3, got 4", layer="a", expected=3)
+    assert isinstance(error, MedyateError)
+    assert str(error) == error.message == "layer a: expected 3, got 4"
+    assert error.facts == {"layer": "a", "expected": 3}
+    assert error.exit_code == type(error).exit_code == exit_code
+    assert json.loads(json.dumps(error.to_dict())) == {
+        "error": name,
+        "message": "layer a: expected 3, got 4",
+        "exit_code": exit_code,
+        "layer": "a",
+        "expected": 3,
+    }
+
+
+def test_error_without_facts() -> None:
+    assert errors.InputError("no").to_dict() == {"error": "InputError", "message": "no", "exit_code": 2}
+
+
+def test_infeasible_budget_error_states_the_smallest_budget() -> None:
+    error = InfeasibleBudgetError(
+        budget_bytes=1000, minimum_bytes=123456, scope="training", spent_on="1 channel of a beside the head b"
+    )
+    assert isinstance(error, MedyateError)
+    assert (error.budget_bytes, error.minimum_bytes, error.scope) == (1000, 123456, "training")
+    assert error.spent_on == "1 channel of a beside the head b"
+    assert str(error) == (
+        "budget 1,000 B (scope training) can not be met: the smallest possible one is 123,456 B "
+        "(1 channel of a beside the head b); pass --budget 123456B or more"
+    )
+    assert error.to_dict() == {
+        "error": "InfeasibleBudgetError",
+        "message": str(error),
+        "exit_code": 3,
+        "budget_bytes": 1000,
+        "minimum_bytes": 123456,
+        "scope": "training",
+        "spent_on": "1 channel of a beside the head b",
+    }
+
+
+def test_warning_is_a_user_warning() -> None:
+    assert issubclass(MedyateWarning, UserWarning)
+    with pytest.warns(MedyateWarning, match="be aware"):
+        warnings.warn("be aware", MedyateWarning, stacklevel=1)
