@@ -59,9 +59,7 @@ class Sketch:
 
     def linear(self, x: str, out: int, *, name: str | None = None, bias: bool = False) -> str:
         *lead, features = self.values[x].shape
-        return self._weighted(
-            "linear", x, (*lead, out), self._layer(name, "linear", (out, features), 1, bias)
-        )
+        return self._weighted("linear", x, (*lead, out), self._layer(name, "linear", (out, features), 1, bias))
 
     def unary(
         self,
@@ -85,9 +83,7 @@ class Sketch:
         return self._op("keeps_nothing", (x,), out)
 
     def add(self, *operands: str) -> str:
-        return self._op(
-            "keeps_nothing", operands, self._spec(self.values[operands[0]].shape, "activation")
-        )
+        return self._op("keeps_nothing", operands, self._spec(self.values[operands[0]].shape, "activation"))
 
     def cat(self, *operands: str) -> str:
         batch, _, *size = self.values[operands[0]].shape
@@ -115,9 +111,7 @@ class Sketch:
 
     def build(self, outputs: Sequence[str], *, head: Sequence[str] = ()) -> ModelGraph:
         layers = tuple(
-            Layer(**{**facts, "sites": tuple(facts["sites"])})
-            for facts in self.layers.values()
-            if facts["sites"]
+            Layer(**{**facts, "sites": tuple(facts["sites"])}) for facts in self.layers.values() if facts["sites"]
         )
         return ModelGraph(
             batch_size=self.batch,
@@ -131,9 +125,7 @@ class Sketch:
             parameters=self.parameters,
         )
 
-    def _layer(
-        self, name: str | None, kind: str, shape: tuple[int, ...], groups: int, bias: bool
-    ) -> dict[str, Any]:
+    def _layer(self, name: str | None, kind: str, shape: tuple[int, ...], groups: int, bias: bool) -> dict[str, Any]:
         name = name or f"l{len(self.layers)}"
         if name in self.layers:
             assert self.layers[name]["weight_shape"] == shape
@@ -467,10 +459,10 @@ def random_case(
         out = sketch.linear(sketch.pooled(joined), dice.randint(1, 3), name="head", bias=head_bias)
         head = ("head",)
     else:
-        out = sketch.unary("keeps_nothing", joined)
+        out = sketch.unary(dice.choice(["keeps_nothing", "keeps_output"]), joined)
     loss = [Keep("loss/probabilities", dice.randint(0, 60))]
     if dice.random() < 0.5:  # the loss reads a storage that the model may keep as well
-        number = sketch.values[dice.choice([out, joined])].storage
+        number = sketch.values[dice.choice([out, joined, *known])].storage
         loss.append(Keep(f"storage/{number}", sketch.storages[number].nbytes))
     return Case(sketch.build([out], head=head), tuple(loss))
 

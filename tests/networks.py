@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
+
 from medyate_planner.models import LoadedModel, example_input, load_model
 from medyate_planner.subject import Subject, subject_of
 

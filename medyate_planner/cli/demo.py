@@ -41,7 +41,7 @@ def demo(
     size: int = 128,
     batch_size: int = 8,
     seed: int = 0,
-    threads: int = 0,
+    threads: int = 1,
     out_dir: Annotated[Path, Parameter(name=["--out", "--out-dir"])] = Path("medyate-demo"),
     json: Annotated[bool, Parameter(negative="")] = False,
     debug: Annotated[bool, Parameter(negative="")] = False,
@@ -65,7 +65,7 @@ def demo(
     seed
         Seed of everything random.
     threads
-        Threads for torch; 0 leaves torch's own choice.
+        Threads for torch; more than one is slower wherever other work runs.
     out_dir
         Folder for report.json, importance.safetensors, plan.json and the run.
     json
@@ -80,8 +80,7 @@ def demo(
     from medyate_planner.units import parse_bytes
 
     budget_bytes = parse_bytes(budget)
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(max(1, threads))
     stage = _Stage(size=size, batch_size=batch_size, seed=seed, out=out_dir)
     say(f"1/5 report: {stage.describe()}")
     report = stage.report()

@@ -16,7 +16,8 @@ def label_fresh(
     Seen alone they can not be told apart; seen together their sum decides. In doubt they count separately.
     """
     by_source = [
-        tuple(replace(k, label=f"{i}") if k.storage is None else k for i, k in enumerate(keeps)) for keeps in alone
+        tuple(replace(k, label=f"{i}:{k.nbytes}") if k.storage is None else k for i, k in enumerate(keeps))
+        for keeps in alone
     ]
     if together is None:
         return tuple(by_source)

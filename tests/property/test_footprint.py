@@ -20,9 +20,7 @@ RANDOM = settings(max_examples=400, deadline=None, derandomize=True)
 def test_footprint_equals_a_simulated_step(case: Case, data: st.DataObject) -> None:
     quotas, biases, full = data.draw(updates_of(case.graph))
     expected = simulate(case.graph, quotas, biases, full, case.loss)
-    figures = footprint(
-        MemoryModel(case.graph, loss=case.loss), Updates(quotas=quotas, biases=biases, full=full)
-    )
+    figures = footprint(MemoryModel(case.graph, loss=case.loss), Updates(quotas=quotas, biases=biases, full=full))
     assert figures.training_bytes == expected.training
     assert figures.saved_bytes == expected.saved
     assert figures.selected_bytes == expected.selected

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from networks import ZOO, all_networks, subject
+from torch import Tensor, nn
+from torch.nn import functional
+
 from medyate_planner import Plan, plan
 from medyate_planner.api import open_session
 from medyate_planner.planning.plan import PlannedLayer
 from medyate_planner.training.slots import Slot
-from networks import ZOO, all_networks, subject
-from torch import Tensor, nn
-from torch.nn import functional
 
 WORST_RELATIVE_ERROR = 1e-5
 PRE_TRAINED = (*ZOO, "efficientnet-lite0")
@@ -123,7 +124,7 @@ def test_nothing_but_the_selection_changes(network: str) -> None:
     assert selected & set(changed)
 
 
-class _random_head:  # noqa: N801
+class _random_head:
     """A head with random weights for the time of a test: through a fresh one hardly any gradient flows."""
 
     def __init__(self, model: nn.Module, weight: str) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from medyate_planner import InputError, plan, prepare
-from medyate_planner.cli import main
-from medyate_planner.errors import PlanMismatchError, StepOrderError
 from networks import loaded, subject
 from torch import nn
 from torch.nn import functional
+
+from medyate_planner import InputError, plan, prepare
+from medyate_planner.cli import main
+from medyate_planner.errors import PlanMismatchError, StepOrderError
 
 BUDGET_BYTES = 512_000
 
@@ -108,7 +109,5 @@ def _tiny() -> tuple[nn.Module, object]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(800, 5))
     decided = plan(model, torch.zeros(4, 3, 12, 12), budget="1MB")
-    partial = tuple(
-        layer if layer.head else layer.model_copy(update={"quota": 2}) for layer in decided.layers
-    )
+    partial = tuple(layer if layer.head else layer.model_copy(update={"quota": 2}) for layer in decided.layers)
     return model, decided.model_copy(update={"layers": partial})

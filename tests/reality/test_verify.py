@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from networks import all_networks, subject
+
 from medyate_planner import InfeasibleBudgetError, plan, verify
 from medyate_planner.memory.model import Updates
 from medyate_planner.memory.timeline import footprint
-from networks import all_networks, subject
 
 
 def budgets_of(made: object, scope: str) -> tuple[int, int, int]:

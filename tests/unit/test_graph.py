@@ -47,7 +47,9 @@ def test_tensor_spec_bytes() -> None:
 
 
 def test_storage_of_parameters_and_buffers_is_not_kept() -> None:
-    kept = {kind for kind in ("input", "parameter", "buffer", "activation") if Storage(nbytes=1, kind=kind).counts_as_kept}  # type: ignore[arg-type]
+    kept = {
+        kind for kind in ("input", "parameter", "buffer", "activation") if Storage(nbytes=1, kind=kind).counts_as_kept
+    }  # type: ignore[arg-type]
     assert kept == {"input", "activation"}
 
 

@@ -47,7 +47,9 @@ def test_mask_bytes_round_up_per_sample(shape: tuple[int, ...], expected: int) -
     assert keeps(sketch.build([name]), name)[0].nbytes == expected
 
 
-@pytest.mark.parametrize(("attributes", "expected"), [({"1": 0.5, "2": True}, 12), ({"1": 0.5, "2": False}, 0), ({}, 0)])
+@pytest.mark.parametrize(
+    ("attributes", "expected"), [({"1": 0.5, "2": True}, 12), ({"1": 0.5, "2": False}, 0), ({}, 0)]
+)
 def test_dropout_keeps_bits_only_when_it_drops(attributes: dict[str, object], expected: int) -> None:
     assert sum(keep.nbytes for keep in keeps(*one("dropout", attributes=attributes))) == expected
 
