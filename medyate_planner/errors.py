@@ -5,6 +5,7 @@ Exit codes: 1 a check did not hold, 2 bad input or usage, 3 the budget can not b
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 
@@ -30,6 +31,11 @@ class MedyateError(Exception):
             "exit_code": self.exit_code,
             **self.facts,
         }
+
+
+def _finite(facts: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: such numbers become text."""
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in facts.items()}
 
 
 class InputError(MedyateError):
@@ -58,6 +64,12 @@ class SolverError(MedyateError):
     """The solver stopped without any plan."""
 
     exit_code = 1
+
+
+class InterruptedByUser(MedyateError):
+    """Ctrl-C."""
+
+    exit_code = 130
 
 
 class InfeasibleBudgetError(MedyateError):

@@ -33,7 +33,9 @@ def plan_from(
     graph, updates = subject.graph, decision.updates
     figures = footprint(subject.memory, updates)
     certified = dry_run(subject.traced, graph, updates, subject.loss.function, subject.loss.make_target)
-    inputs = tuple(ModelInput(shape=s.shape, dtype=s.dtype, name=s.name) for s in subject.traced.inputs)
+    inputs = tuple(
+        ModelInput.model_validate({"shape": s.shape, "dtype": s.dtype, "name": s.name}) for s in subject.traced.inputs
+    )
     return Plan(
         model=PlannedModel(
             fingerprint=graph.fingerprint,

@@ -62,6 +62,6 @@ def format_bytes(amount_bytes: int) -> str:
 def format_count(count: int) -> str:
     """A count for a person: `1.2 M` parameters."""
     for limit, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if count >= limit:
+        if count >= limit or (limit > 1000 and count / limit >= 0.99995):
             return f"{count / limit:.1f} {unit}"
     return str(count)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cyclopts import App
 
-COMMANDS = ("report", "rank", "plan", "show", "verify", "train", "demo")
+COMMANDS = {
+    "report": "Where training memory goes, byte for byte and layer by layer.",
+    "rank": "Measure how much each layer and channel matters on your data.",
+    "plan": "Decide which layers are updated, and how many channels in each, under a memory budget.",
+    "show": "Show one of our files: report.json, plan.json, importance.safetensors, or a run folder.",
+    "verify": "Prove a plan: predicted against measured bytes of one real step.",
+    "train": "Really train inside the budget, redrawing channels every epoch.",
+    "demo": "Run the whole pipeline on a pre-trained network and real photographs.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cyclopts import CycloptsError
 
     from medyate_planner.cli.output import fail
-    from medyate_planner.errors import InputError, MedyateError
+    from medyate_planner.errors import InputError, InterruptedByUser, MedyateError
 
     tokens = list(sys.argv[1:] if argv is None else argv)
     as_json, debug = "--json" in tokens, "--debug" in tokens
@@ -31,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return fail(error, as_json=as_json)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return fail(InterruptedByUser("interrupted"), as_json=as_json)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
@@ -47,9 +54,11 @@ def build_app() -> App:
 
     app = App(
         name="medyate",
-        help="Fine-tune any torch model inside a memory budget: report → rank → plan → verify → train.",
+        help="Fine-tune any torch model inside a memory budget: report → rank → plan → verify → train.\n\n"
+        "Example: medyate plan timm:mobilenetv2_035 --budget 8MB",
         version=__version__,
+        suppress_keyboard_interrupt=False,
     )
-    for name in COMMANDS:
-        app.command(f"medyate_planner.cli.{name}:{name}", name=name)
+    for name, text in COMMANDS.items():
+        app.command(f"medyate_planner.cli.{name}:{name}", name=name, help=text)
     return app

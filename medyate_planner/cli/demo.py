@@ -76,10 +76,14 @@ def demo(
     del debug
     import torch
 
+    from medyate_planner.errors import InputError
     from medyate_planner.training.loop import Recipe
     from medyate_planner.units import parse_bytes
 
     budget_bytes = parse_bytes(budget)
+    recipe = Recipe(epochs=epochs, seed=seed)
+    if batch_size < 1 or size < 32:
+        raise InputError(f"expected --batch-size of 1 or more and --size of 32 or more, got {batch_size} and {size}")
     torch.set_num_threads(max(1, threads))
     stage = _Stage(size=size, batch_size=batch_size, seed=seed, out=out_dir)
     say(f"1/5 report: {stage.describe()}")
@@ -91,7 +95,6 @@ def demo(
     say("4/5 verify: one real step against the prediction")
     verification = stage.verify(plan)
     say(f"5/5 train: {epochs} epochs each of the plan, the head alone, and all weights in plain PyTorch")
-    recipe = Recipe(epochs=epochs, seed=seed)
     rows = [
         stage.train("head only", stage.plan(importance, budget_bytes, strategy="head-only"), importance, recipe),
         stage.train("planned", plan, importance, recipe, keep=True),

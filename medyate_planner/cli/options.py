@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,9 +69,9 @@ class DataOptions:
     "Use this many samples of each set."
     workers: int = 0
     "Worker processes that load data."
-    mean: tuple[float, ...] | None = None
+    mean: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True)] = None
     "Mean of each channel, instead of the model's own."
-    std: tuple[float, ...] | None = None
+    std: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True)] = None
     "Deviation of each channel, instead of the model's own."
 
 
@@ -78,6 +79,7 @@ def load(spec: str, options: ModelOptions, *, need_weights: bool = False) -> Loa
     """Build the model an option set describes."""
     from medyate_planner.models import load_model, parse_shape
 
+    check(options)
     return load_model(
         spec,
         weights=options.weights,
@@ -96,7 +98,6 @@ def make_subject(loaded: LoadedModel, options: ModelOptions) -> Subject:
     from medyate_planner.subject import subject_of
 
     model = loaded.model.to(options.device)
-    check_batch_size(options.batch_size)
     return subject_of(
         model,
         example_input(model, loaded.input_shape, batch_size=options.batch_size),
@@ -107,12 +108,47 @@ def make_subject(loaded: LoadedModel, options: ModelOptions) -> Subject:
     )
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raise `InputError` unless there is at least one sample in a batch."""
+def check(options: ModelOptions) -> None:
+    """Raise `InputError` for a value that no model could be built or traced with."""
     from medyate_planner.errors import InputError
 
-    if batch_size < 1:
-        raise InputError(f"--batch-size: expected 1 or more, got {batch_size}")
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size: expected 1 or more, got {options.batch_size}")
+    if options.seed < 0:
+        raise InputError(f"--seed: expected 0 or more, got {options.seed}")
+    if options.dropout not in ("off", "keep"):
+        raise InputError(f"--dropout {options.dropout!r}: expected off or keep")
+    check_device(options.device)
+
+
+def check_device(name: str) -> None:
+    """Raise `InputError` unless torch can train on this device here."""
+    import torch
+
+    from medyate_planner.errors import InputError
+
+    try:
+        torch.empty(1, device=name) if name != "meta" else None
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} is not available here ({cause[:120]}); choose cpu or cuda") from error
+
+
+def check_output(path: Path | None, *, force: bool) -> None:
+    """Raise `InputError` before any work is done for a file that could not be written in the end."""
+    from medyate_planner.errors import InputError
+
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; pass a file name to -o")
+    if path.exists() and not force:
+        raise InputError(f"{path} exists; pass --force to overwrite it, or another -o")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(
+            f"{path}: can not be written: {nearest} is not a folder that may be written to; pass another -o"
+        )
 
 
 def read_data(spec: str, loaded: LoadedModel, options: DataOptions, seed: int) -> DataBundle:
@@ -121,7 +157,12 @@ def read_data(spec: str, loaded: LoadedModel, options: DataOptions, seed: int) -
 
     from medyate_planner.cli.output import say
     from medyate_planner.data import load_data
+    from medyate_planner.errors import InputError
 
+    if options.workers < 0:
+        raise InputError(f"--workers: expected 0 or more, got {options.workers}")
+    if not 0 < options.val_fraction < 1:
+        raise InputError(f"--val-fraction: expected a number between 0 and 1, got {options.val_fraction}")
     preprocessing = loaded.preprocessing
     if preprocessing is not None and (options.mean or options.std):
         preprocessing = replace(
@@ -147,9 +188,15 @@ def read_data(spec: str, loaded: LoadedModel, options: DataOptions, seed: int) -
 def batches_of(bundle: DataBundle, batch_size: int, *, seed: int, workers: int = 0) -> Batches:
     """Seeded loaders over a data set, one per epoch."""
     from medyate_planner.data import make_loader
+    from medyate_planner.errors import InputError
     from medyate_planner.training.loop import Batches
 
     count = len(bundle.train)  # type: ignore[arg-type]
+    if count < batch_size:
+        raise InputError(
+            f"the training set has {count} samples, fewer than one batch of {batch_size}; add data, or plan again with a "
+            "smaller --batch-size"
+        )
     return Batches(
         train=lambda epoch: make_loader(
             bundle.train, batch_size, shuffle=True, seed=seed, epoch=epoch, drop_last=True, workers=workers
@@ -157,16 +204,16 @@ def batches_of(bundle: DataBundle, batch_size: int, *, seed: int, workers: int =
         test=lambda: make_loader(
             bundle.test, max(batch_size, 32), shuffle=False, seed=seed, epoch=0, drop_last=False, workers=workers
         ),
-        steps_per_epoch=max(1, count // batch_size),
+        steps_per_epoch=count // batch_size,
     )
 
 
-def check_classes(loaded: LoadedModel, bundle: DataBundle) -> None:
+def check_classes(loaded: LoadedModel, bundle: DataBundle, advice: str = "pass --num-classes {}") -> None:
     """Raise `InputError` if the data has more classes than the model's head."""
     from medyate_planner.errors import InputError
 
     if bundle.num_classes and loaded.num_classes and bundle.num_classes > loaded.num_classes:
         raise InputError(
-            f"the data has {bundle.num_classes} classes, the model's head {loaded.num_classes}; pass "
-            f"--num-classes {bundle.num_classes}"
+            f"the data has {bundle.num_classes} classes, the model's head {loaded.num_classes}; "
+            + advice.format(bundle.num_classes)
         )

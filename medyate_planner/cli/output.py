@@ -39,7 +39,7 @@ def say(text: str) -> None:
 
 def emit_json(data: Any) -> None:
     """Machine output on stdout."""
-    json.dump(data, sys.stdout, indent=2)
+    json.dump(data, sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
 
 

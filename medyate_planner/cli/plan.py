@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from medyate_planner.cli.options import ModelOptions, OutputOptions, load, make_subject
+from medyate_planner.cli.options import ModelOptions, OutputOptions, check_output, load, make_subject
 from medyate_planner.cli.output import emit_json, say, show
 
 
@@ -30,8 +31,8 @@ def plan(
     biases: bool = True,
     max_layers: int | None = None,
     granularity: int = 1,
-    force_layer: tuple[str, ...] = (),
-    forbid_layer: tuple[str, ...] = (),
+    force_layer: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    forbid_layer: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     gap: float = 1e-3,
     time_limit: float | None = None,
     options: ModelOptions = ModelOptions(),
@@ -98,10 +99,9 @@ def plan(
     ):
         if given != known:
             raise InputError(f"{name} {given} is not available in this version; choose {known}")
-    _check_sampling(sampling, importance)
+    _check_sampling(sampling, importance, alpha)
     budget_bytes = parse_bytes(budget)
-    if output is not None and output.exists() and not out.force:
-        raise InputError(f"{output} exists; pass --force to overwrite it, or another -o")
+    check_output(output, force=out.force)
     measured = Importance.load(importance) if importance else None
     loaded = load(model, options)
     say(f"model: {loaded.spec}, weights: {loaded.weights_source}")
@@ -143,12 +143,14 @@ def model_facts(loaded: Any, options: ModelOptions) -> dict[str, Any]:
     }
 
 
-def _check_sampling(sampling: str, importance: Path | None) -> None:
+def _check_sampling(sampling: str, importance: Path | None, alpha: float) -> None:
     from medyate_planner.errors import InputError
     from medyate_planner.training.sampling import METHODS
 
     if sampling not in METHODS:
         raise InputError(f"--sampling {sampling!r} is unknown; choose one of {', '.join(METHODS)}")
+    if not (math.isfinite(alpha) and alpha >= 0):
+        raise InputError(f"--alpha: expected a finite number of 0 or more, got {alpha}")
     if sampling in ("weighted", "top") and importance is None:
         raise InputError(
             f"--sampling {sampling} needs the importance of channels; pass --importance FILE from `medyate rank`"

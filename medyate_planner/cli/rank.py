@@ -13,6 +13,7 @@ from medyate_planner.cli.options import (
     OutputOptions,
     batches_of,
     check_classes,
+    check_output,
     load,
     make_subject,
     read_data,
@@ -69,8 +70,11 @@ def rank(
 
     if metric not in METRICS:
         raise InputError(f"--metric {metric!r} is unknown; choose one of {', '.join(METRICS)}")
-    if output.exists() and not out.force:
-        raise InputError(f"{output} exists; pass --force to overwrite it, or another -o")
+    if head_epochs < 0 or (batches is not None and batches < 1):
+        raise InputError(
+            f"expected --head-epochs of 0 or more and --batches of 1 or more, got {head_epochs} and {batches}"
+        )
+    check_output(output, force=out.force)
     loaded = load(model, options)
     say(f"model: {loaded.spec}, weights: {loaded.weights_source}")
     bundle = read_data(data, loaded, reading, options.seed)

@@ -17,9 +17,11 @@ def model_of(plan: Plan, *, weights: Path | None = None, need_weights: bool = Fa
     Raises:
         InputError: the plan was made for a model in Python, which has no spec.
     """
+    from medyate_planner.cli.options import check_device
     from medyate_planner.errors import InputError
     from medyate_planner.models import load_model
 
+    check_device(plan.device)
     facts = plan.model
     if facts.spec is None:
         raise InputError(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from medyate_planner.cli.options import ModelOptions, OutputOptions, load, make_subject
+from medyate_planner.cli.options import ModelOptions, OutputOptions, check_output, load, make_subject
 from medyate_planner.cli.output import emit_json, say, show
 
 
@@ -36,6 +36,7 @@ def report(
     from medyate_planner.api import report as make_report
     from medyate_planner.reporting.text import render_report
 
+    check_output(output, force=out.force)
     loaded = load(model, options)
     say(f"model: {loaded.spec}, input {'x'.join(map(str, loaded.input_shape))}, weights: {loaded.weights_source}")
     made = make_report(make_subject(loaded, options), optimizer=optimizer, spec=loaded.spec)

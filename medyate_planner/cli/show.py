@@ -45,9 +45,9 @@ def show(file: Path, /, *, json: bool = False, debug: bool = False) -> int:
         return 0
     if kind == "report":
         from medyate_planner.reporting.text import render_report
-        from medyate_planner.reporting.view import MemoryReport
+        from medyate_planner.reporting.view import read_report
 
-        report = MemoryReport.model_validate(data)
+        report = read_report(data, where=str(file))
         emit_json(report.to_dict()) if json else print_parts(render_report(report))
         return 0
     raise InputError(f"{file}: expected a report, a plan, an importance file or a run folder, got kind {kind!r}")
@@ -59,6 +59,8 @@ def _read_json(file: Path) -> Any:
 
     try:
         return json_format.loads(read_text(file, what="file"))
+    except RecursionError as error:
+        raise InputError(f"{file}: nested too deeply to be one of our files") from error
     except json_format.JSONDecodeError as error:
         raise InputError(f"{file}: not complete JSON (line {error.lineno}: {error.msg})") from error
 

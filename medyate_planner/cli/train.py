@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,6 +75,7 @@ def train(
         Seed of data order and augmentation.
     """
     from medyate_planner.cli.rebuild import importance_of, model_of
+    from medyate_planner.errors import InputError
     from medyate_planner.planning.plan import Plan
     from medyate_planner.reporting.text import render_run
     from medyate_planner.subject import subject_for
@@ -82,21 +84,24 @@ def train(
 
     loaded_plan = Plan.load(plan)
     recipe = Recipe(epochs=epochs, lr=lr, warmup_epochs=warmup_epochs, clip=clip, weight_decay=weight_decay, seed=seed)
+    if head_epochs < 0:
+        raise InputError(f"--head-epochs: expected 0 or more, got {head_epochs}")
     run = RunFolder(out_dir)
     measured = importance_of(loaded_plan, plan, importance)
     loaded = model_of(loaded_plan, weights=weights)
     say(f"model: {loaded.spec}, weights: {loaded.weights_source}")
     bundle = read_data(data, loaded, reading, seed)
-    check_classes(loaded, bundle)
+    check_classes(loaded, bundle, "plan again with --num-classes {}")
     source = batches_of(bundle, loaded_plan.batch_size, seed=seed, workers=reading.workers)
     subject = subject_for(loaded.model, loaded_plan)
+    facts = {"data": data, "reading": asdict(reading), "head_epochs": head_epochs}
+    start = 0
     if resume:
-        start = _resume(run, subject, loaded_plan, recipe)
+        start = _resume(run, subject, loaded_plan, recipe, facts)
     else:
-        start = 0
-        run.start(loaded_plan, recipe, {"data": data}, force=out.force)
-        if measured is None and subject.graph.head and head_epochs:
-            _warm_head(subject, source, recipe, head_epochs)
+        run.start(loaded_plan, recipe, facts, force=out.force)
+    if not start and measured is None and subject.graph.head and head_epochs:
+        _warm_head(subject, source, recipe, head_epochs)
     _fit(subject, loaded_plan, source, recipe, run, measured, start)
     if out.json:
         emit_json({"kind": "run", "folder": str(out_dir), "metrics": run.metrics()})
@@ -141,20 +146,24 @@ def _fit(
     say(f"wrote {run.model_file}")
 
 
-def _resume(run: RunFolder, subject: Subject, plan: Plan, recipe: Recipe) -> int:
-    from dataclasses import asdict
+def _resume(run: RunFolder, subject: Subject, plan: Plan, recipe: Recipe, facts: dict[str, Any]) -> int:
+    import json
 
     from medyate_planner.errors import InputError
     from medyate_planner.planning.plan import Plan as PlanFile
 
-    before: dict[str, Any] = run.settings()
-    if before.get("recipe") != asdict(recipe) or PlanFile.load(run.path / "plan.json") != plan:
+    before = run.settings()
+    asked = json.loads(json.dumps({"recipe": asdict(recipe), **facts}))
+    changed = [key for key, value in asked.items() if before.get(key) != value]
+    if PlanFile.load(run.path / "plan.json") != plan:
+        changed.append("plan")
+    if changed:
         raise InputError(
-            f"{run.path} was started with another plan or recipe ({before.get('recipe')}); give the same ones to "
-            "resume, or start over with --force"
+            f"{run.path} was started with another {changed[0]}: {before.get(changed[0], 'see its plan.json')}; give "
+            "the same to resume, or start over with --force"
         )
     start = run.resume(subject.model)
-    say(f"resuming after epoch {start - 1}" if start else "resuming from the start: no epoch was finished")
+    say(f"resuming after epoch {start}" if start else "resuming from the start: no epoch was finished")
     return start
 
 

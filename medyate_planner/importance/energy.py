@@ -51,7 +51,7 @@ class Importance:
         """Write a safetensors file: tensors `energy/L`, `norm/L`, `head/P`, everything else as JSON metadata."""
         tensors = {f"energy/{name}": torch.from_numpy(values.copy()) for name, values in self.energy.items()}
         tensors |= {f"norm/{name}": torch.from_numpy(values.copy()) for name, values in self.norms.items()}
-        tensors |= {f"head/{name}": tensor.detach().contiguous().cpu() for name, tensor in self.head.items()}
+        tensors |= {f"head/{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in self.head.items()}
         facts = {
             "schema_version": SCHEMA_VERSION,
             "kind": "importance",
@@ -75,6 +75,7 @@ class Importance:
         try:
             with safe_open(path, framework="pt") as file:
                 facts = json.loads((file.metadata() or {}).get("medyate", "{}"))
+                facts = facts if isinstance(facts, dict) else {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
             raise InputError(
@@ -89,6 +90,11 @@ class Importance:
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
+        missing = {"fingerprint", "source", "bias_energy", "facts"} - facts.keys()
+        if missing:
+            raise InputError(
+                f"importance file {path}: lacks {', '.join(sorted(missing))}; make it again with `medyate rank`"
+            )
         return cls(
             energy={name: t.numpy() for name, t in part("energy/").items()},
             norms={name: t.numpy() for name, t in part("norm/").items()},

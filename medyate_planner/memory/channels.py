@@ -38,7 +38,7 @@ def channel_cost(graph: ModelGraph, layer: Layer) -> ChannelCost:
     saved = []
     for site in layer.sites:
         spec = graph.values[graph.op_by_name[site].operands[0]]
-        saved.append(spec.nbytes // layer.channels)
+        saved.append(spec.nbytes // layer.channels if site in graph.feeds_output else 0)
     first = graph.values[graph.op_by_name[layer.sites[0]].operands[0]]
     per_sample = prod(first.shape) // layer.channels // graph.batch_size
     return ChannelCost(

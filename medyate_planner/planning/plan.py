@@ -24,7 +24,7 @@ class ModelInput(_Part):
     """One input of the model, without the batch dimension."""
 
     shape: tuple[int, ...]
-    dtype: str
+    dtype: Literal["float64", "float32", "bfloat16", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
     name: str | None = Field(default=None, description="set for keyword inputs")
 
 
@@ -77,9 +77,9 @@ class Sampling(_Part):
     """How channels are redrawn inside each layer's quota."""
 
     method: Literal["uniform", "weighted", "top", "static"] = "uniform"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     interval: Literal["epoch"] = "epoch"
-    alpha: float = 1.0
+    alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     pool: tuple[str, ...] | None = Field(
         default=None, description="layers to draw across; null: inside each layer's quota"
     )
@@ -123,6 +123,14 @@ class Plan(_Part):
     sampling: Sampling = Sampling()
     importance: ImportanceRef
 
+    @model_validator(mode="after")
+    def _layers_once(self) -> Plan:
+        names = [layer.name for layer in self.layers]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"layer {twice} is listed twice")
+        return self
+
     def updates(self) -> Updates:
         """The plan's decision for the memory model and the session."""
         return Updates(
@@ -133,10 +141,11 @@ class Plan(_Part):
 
     def check(self, graph: ModelGraph) -> None:
         """Raise `PlanMismatchError` unless the plan was made for the model that `graph` describes."""
-        if graph.fingerprint != self.model.fingerprint:
+        difference = _first_difference(self, graph)
+        if graph.fingerprint != self.model.fingerprint or difference:
             raise PlanMismatchError(
-                f"the plan was made for another model (fingerprint {self.model.fingerprint[:12]}, expected "
-                f"{graph.fingerprint[:12]}{_first_difference(self, graph)}); run `medyate plan` on this one"
+                f"the plan was made for another model (fingerprint {self.model.fingerprint[:12]}, this one has "
+                f"{graph.fingerprint[:12]}{difference}); run `medyate plan` on this one"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,6 +176,10 @@ class Plan(_Part):
                 f"plan {path}: not complete JSON (line {error.lineno}, column {error.colno}: {error.msg}); "
                 "make it again with `medyate plan`"
             ) from error
+        except RecursionError as error:
+            raise InputError(
+                f"plan {path}: nested too deeply to be a plan; make it again with `medyate plan`"
+            ) from error
         return cls.from_dict(data, where=f"plan {path}")
 
     @classmethod
@@ -183,10 +196,11 @@ class Plan(_Part):
             return cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise InputError(
-                f"{where}: {key or 'content'}: {first['msg']} (got {str(first['input'])[:60]!r})"
-            ) from error
+            key = ".".join(str(part) for part in first["loc"]) or "content"
+            found = first["input"]
+            got = f" (got {found!r})" if isinstance(found, (str, int, float)) else ""
+            text = first["msg"].removeprefix("Value error, ")
+            raise InputError(f"{where}: {key}: {text}{got}; correct it, or make the plan again") from error
 
 
 def _first_difference(plan: Plan, graph: ModelGraph) -> str:
@@ -196,4 +210,7 @@ def _first_difference(plan: Plan, graph: ModelGraph) -> str:
             return f"; the model has no layer {layer.name}"
         if known[layer.name].channels != layer.channels:
             return f"; {layer.name} has {known[layer.name].channels} channels, the plan expects {layer.channels}"
+    for name in plan.biases:
+        if name not in known or known[name].bias is None:
+            return f"; the model has no layer {name} with a bias"
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -42,9 +43,25 @@ class PlanRequest:
             raise InputError(f"granularity: expected 1 or more, got {self.granularity}")
         if self.max_layers is not None and self.max_layers < 1:
             raise InputError(f"max layers: expected 1 or more, got {self.max_layers}")
+        if not (math.isfinite(self.gap_ratio) and self.gap_ratio >= 0):
+            raise InputError(f"gap: expected 0 or more, got {self.gap_ratio}")
+        if self.time_limit_seconds is not None and not self.time_limit_seconds > 0:
+            raise InputError(f"time limit: expected more than 0 seconds, got {self.time_limit_seconds}")
         for pattern in (*self.force_layers, *self.forbid_layers):
             if not any(fnmatchcase(layer.name, pattern) for layer in self.memory.graph.layers):
                 raise InputError(f"layer pattern {pattern!r} matches no layer; see `medyate report` for the names")
+        self._check_forced()
+
+    def _check_forced(self) -> None:
+        wanted = {layer.name for layer in self.memory.graph.layers if _matches(layer.name, self.force_layers)}
+        lost = sorted(wanted - self.head - {layer.name for layer in self.layers})
+        if lost:
+            raise InputError(
+                f"layer {lost[0]} is forced, but can not be updated: it is forbidden, or has fewer channels than the "
+                f"granularity {self.granularity}"
+            )
+        if self.max_layers is not None and len(self.forced) > self.max_layers:
+            raise InputError(f"{len(self.forced)} layers are forced, but at most {self.max_layers} may be updated")
 
     @cached_property
     def head(self) -> frozenset[str]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medyate_planner.errors import InputError
 from medyate_planner.files import write_text
@@ -80,6 +80,20 @@ class MemoryReport(_Part):
     def save(self, path: Path | str, *, force: bool = True) -> Path:
         """Write report.json, whole or not at all."""
         return write_text(Path(path), json.dumps(self.to_dict(), indent=2) + "\n", force=force)
+
+
+def read_report(data: Any, *, where: str) -> MemoryReport:
+    """Validate the content of a report.json.
+
+    Raises:
+        InputError: another schema version, or a wrong value; names the key.
+    """
+    try:
+        return MemoryReport.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{where}: {key}: {first['msg']}; make it again with `medyate report`") from error
 
 
 def build_report(memory: MemoryModel, full: FullStep, *, optimizer: str, spec: str) -> MemoryReport:

@@ -132,7 +132,7 @@ class GraphReader:
         self.values[node.name] = specs[0]
         if not any(spec.is_floating for spec in specs) or name == "detach":
             sources = ()
-        if sources:
+        if sources or family in (f.CONV, f.LINEAR):  # a layer starts a gradient even where its input has none
             self.flows.add(node.name)
         self.ops.append(self._op(node, family, sources, specs, measured))
 

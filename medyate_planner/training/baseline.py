@@ -79,7 +79,7 @@ def _measured_step(
 
     def seen(parameter: Tensor) -> None:
         if parameter.grad is not None:
-            kept.gradient(parameter.grad)
+            kept.gradient(parameter.grad, True)
 
     handles = [
         p.register_post_accumulate_grad_hook(seen)  # type: ignore[no-untyped-call]

@@ -34,10 +34,15 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise InputError(f"--epochs: expected 1 or more, got {self.epochs}")
-        if not self.lr > 0:
+        if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"--lr: expected a positive number, got {self.lr}")
-        if self.clip is not None and self.clip <= 0:
+        if self.clip is not None and not self.clip > 0:
             raise InputError(f"--clip: expected a positive number, got {self.clip}")
+        for name, value in (("--weight-decay", self.weight_decay), ("--warmup-epochs", self.warmup_epochs)):
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{name}: expected 0 or more, got {value}")
+        if self.seed < 0:
+            raise InputError(f"--seed: expected 0 or more, got {self.seed}")
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step counted over the whole run."""
@@ -64,7 +69,7 @@ class EpochMetrics:
     epoch: int
     train_loss: float
     test_accuracy: float | None
-    test_loss: float
+    test_loss: float | None
     measured_training_bytes: int
     measured_saved_bytes: int
     measured_live_peak_bytes: int
@@ -125,7 +130,7 @@ def fit(
             epoch=epoch,
             train_loss=total / steps,
             test_accuracy=accuracy,
-            test_loss=test_loss,
+            test_loss=test_loss if math.isfinite(test_loss) else None,
             measured_training_bytes=measured.training_bytes,
             measured_saved_bytes=measured.saved_bytes,
             measured_live_peak_bytes=measured.live_peak_bytes or 0,
@@ -149,7 +154,9 @@ def train_step(
     with StepMeter(session, [*tensors_of(x), *tensors_of(target)], live=True) as meter:
         outputs = invoke(session, x)
         meter.kept.phase = "loss"
-        value = _backward(loss.function(outputs, target), where, session.rule.lr)
+        result = loss.function(outputs, target)
+        del outputs  # as in an unmeasured step, where nothing but the graph holds them
+        value = _backward(result, where, session.rule.lr)
     return value, meter.measurement(loss=value)
 
 

@@ -18,7 +18,10 @@ _BIT_WEIGHTS = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
 def pack_between(value: Tensor, low: float, high: float) -> Tensor:
-    """One bit per element: `low < value < high`. Returns uint8 `(B, ceil(n / 8))`, n elements per sample."""
+    """One bit per element: neither `value <= low` nor `value >= high` (so NaN counts as between, as in PyTorch).
+
+    Returns uint8 `(B, ceil(n / 8))`, n elements per sample.
+    """
     batch = value.shape[0]
     per_sample = value[0].numel() if batch else 0
     packed = torch.empty((batch, -(-per_sample // 8)), dtype=torch.uint8, device=value.device)
@@ -27,24 +30,31 @@ def pack_between(value: Tensor, low: float, high: float) -> Tensor:
     rows = _rows(value.detach())
     if value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64):
         source = rows.numpy()
-        inside = source > low
+        outside = source <= low
         if math.isfinite(high):
-            np.logical_and(inside, source < high, out=inside)
+            np.logical_or(outside, source >= high, out=outside)
         if per_sample % 8 == 0:
-            packed.view(-1).numpy()[:] = np.packbits(inside)
+            np.invert(np.packbits(outside), out=packed.view(-1).numpy())
         else:
-            packed.numpy()[:] = np.packbits(inside, axis=1)
+            packed.numpy()[:] = np.packbits(np.logical_not(outside, out=outside), axis=1)
         return packed
-    bits = (rows > low).logical_and_(rows < high)
-    return packed.copy_(_pack_torch(bits))
+    outside_bits = (rows <= low).logical_or_(rows >= high)
+    return packed.copy_(_pack_torch(outside_bits.logical_not_()))
 
 
 def apply_mask(gradient: Tensor, packed: Tensor, *, inside: float = 1.0, outside: float = 0.0) -> Tensor:
-    """`gradient` times `inside` where the bit is set, times `outside` elsewhere; same shape as packed from."""
-    mask = _unpack(packed, gradient)
-    result = gradient * mask if inside == 1.0 else gradient * (mask * inside)
-    if outside != 0.0:
-        result += gradient * ((1 - mask) * outside)
+    """`gradient` times `inside` where the bit is set, times `outside` elsewhere; same shape as packed from.
+
+    Through the kernels of relu and leaky relu, so that the values are PyTorch's own, infinities and zeros included.
+    """
+    channels_last = gradient.dim() == 4 and gradient.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last and not gradient.is_contiguous() else torch.contiguous_format
+    mask = _unpack(packed, gradient).to(gradient.dtype, memory_format=layout)
+    scaled = gradient if inside == 1.0 else gradient * inside
+    if outside == 0.0:
+        result: Tensor = torch.ops.aten.threshold_backward.default(scaled, mask, 0.0)
+    else:
+        result = torch.ops.aten.leaky_relu_backward.default(scaled, mask, outside / inside, False)
     return result
 
 

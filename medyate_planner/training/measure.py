@@ -107,11 +107,14 @@ class KeptTracker:
         """A compact copy of selected channels is about to be saved."""
         self._selected.add(storage_key(tensor))
 
-    def gradient(self, tensor: Tensor) -> None:
-        """A weight gradient came into being; it counts until its storage is freed."""
+    def gradient(self, tensor: Tensor, first: bool) -> None:
+        """A weight gradient came into being; it counts until its storage is freed.
+
+        `first`: it is not one more part of a gradient that a reused layer sums.
+        """
         nbytes = int(tensor.untyped_storage().nbytes())
         self._gradients_now += nbytes
-        self.all_gradients_bytes += nbytes
+        self.all_gradients_bytes += nbytes if first else 0
         self.gradients_bytes = max(self.gradients_bytes, self._gradients_now)
         weakref.finalize(tensor.untyped_storage(), self._gradient_freed, nbytes)
         self._note_peak()

@@ -26,6 +26,14 @@ from medyate_planner.planning.plan import Plan
 from medyate_planner.training.loop import Epoch, Recipe
 
 SCHEMA_VERSION = 1
+_FILES = (
+    "plan.json",
+    "recipe.json",
+    "metrics.jsonl",
+    "selections.jsonl",
+    "checkpoint.safetensors",
+    "model.safetensors",
+)
 
 
 class RunFolder:
@@ -45,20 +53,26 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def start(self, plan: Plan, recipe: Recipe, facts: Mapping[str, Any], *, force: bool) -> None:
-        """Make a fresh folder.
+        """Make a fresh folder. Files of an earlier run are removed only with `force`, anybody else's never.
 
         Raises:
-            InputError: it holds a run already and `force` is not set, or can not be written.
+            InputError: it holds a run with progress and `force` is not set, or files of another origin, or can not be
+                written.
         """
-        if (self.path / "plan.json").exists() and not force:
+        self._check_place()
+        taken = [name for name in _FILES if (self.path / name).exists()]
+        ours = (self.path / "recipe.json").exists() and self.settings().get("kind") == "run"
+        if taken and not ours:
+            raise InputError(f"{self.path} holds {taken[0]}, which is not of a run of ours; pass another --out")
+        if set(taken) - {"plan.json", "recipe.json"} and not force:
             raise InputError(
                 f"{self.path} holds a run already; pass --resume to go on, --force to start over, or another --out"
             )
-        for name in ("metrics.jsonl", "selections.jsonl", "checkpoint.safetensors", "model.safetensors"):
-            (self.path / name).unlink(missing_ok=True)
-        plan.save(self.path / "plan.json")
+        for name in taken:
+            (self.path / name).unlink()
         settings = {"schema_version": SCHEMA_VERSION, "kind": "run", "recipe": asdict(recipe), **facts}
-        write_text(self.path / "recipe.json", json.dumps(settings, indent=2) + "\n")
+        write_text(self.path / "recipe.json", json.dumps(settings, indent=2, allow_nan=False) + "\n")
+        plan.save(self.path / "plan.json")
 
     def settings(self) -> dict[str, Any]:
         """What `start` wrote.
@@ -66,12 +80,26 @@ class RunFolder:
         Raises:
             InputError: the folder holds no run.
         """
+        self._check_place()
+        if not (self.path / "recipe.json").exists():
+            raise InputError(f"{self.path} holds no run to go on with; leave out --resume to start one")
         text = read_text(self.path / "recipe.json", what="run")
         try:
-            found: dict[str, Any] = json.loads(text)
+            found = json.loads(text)
         except json.JSONDecodeError as error:
-            raise InputError(f"run {self.path}: recipe.json is not complete JSON; start over with --force") from error
+            raise InputError(
+                f"run {self.path}: recipe.json is not complete JSON; remove it, or pass another --out"
+            ) from error
+        if not isinstance(found, dict):
+            raise InputError(f"run {self.path}: recipe.json is not what a run writes; remove it, or pass another --out")
         return found
+
+    def _check_place(self) -> None:
+        for folder in (self.path, *self.path.parents):
+            if folder.exists():
+                if not folder.is_dir():
+                    raise InputError(f"--out {self.path}: {folder} is a file, not a folder; pass another --out")
+                return
 
     def resume(self, model: nn.Module) -> int:
         """Load the last checkpoint into the model and return the epoch to go on with (0 without a checkpoint)."""
@@ -103,13 +131,19 @@ class RunFolder:
         return self.model_file
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All epochs so far."""
-        return [json.loads(line) for line in read_text(self.metrics_file, what="metrics").splitlines()]
+        """All epochs so far; a line that a kill cut off is left out, as `resume` does."""
+        lines = []
+        for line in read_text(self.metrics_file, what="metrics").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return lines
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         try:
             with (self.path / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(line, allow_nan=False) + "\n")
         except OSError as error:
             raise InputError(f"{self.path / name}: can not be written: {error.strerror or error}") from error
 

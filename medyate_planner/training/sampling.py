@@ -7,6 +7,7 @@ available: here probabilities are proportional to importance ** alpha.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -41,6 +42,10 @@ def draw(
         raise InputError(f"sampling method {method!r} is unknown; choose one of {', '.join(METHODS)}")
     if not 0 <= quota <= channels:
         raise InputError(f"layer {layer}: expected a quota of 0 to {channels}, got {quota}")
+    if seed < 0 or interval < 0:
+        raise InputError(f"sampling: expected a seed and an interval of 0 or more, got {seed} and {interval}")
+    if not (math.isfinite(alpha) and alpha >= 0):
+        raise InputError(f"sampling: expected a finite alpha of 0 or more, got {alpha}")
     if quota == channels:
         return list(range(channels))
     generator = np.random.default_rng([seed, 0 if method == "static" else interval, zlib.crc32(layer.encode())])
@@ -49,14 +54,15 @@ def draw(
     weights = _weights(importance, layer, channels)
     if method == "top":
         return sorted(int(c) for c in np.argsort(-weights, kind="stable")[:quota])
-    return sorted(int(c) for c in _weighted_order(weights**alpha, generator)[:quota])
+    return sorted(int(c) for c in _weighted_order(weights, alpha, generator)[:quota])
 
 
-def _weighted_order(probabilities: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _weighted_order(weights: np.ndarray, alpha: float, generator: np.random.Generator) -> np.ndarray:
     """All channels in the order of successive weighted draws (Gumbel keys; Efraimidis and Spirakis 2006)."""
     with np.errstate(divide="ignore"):
-        keys = np.log(probabilities) + generator.gumbel(size=len(probabilities))
-    tie_break = generator.random(len(probabilities))
+        keys = alpha * np.log(weights) if alpha else np.zeros(len(weights))
+    keys += generator.gumbel(size=len(weights))
+    tie_break = generator.random(len(weights))
     return np.lexsort((tie_break, -keys))
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from medyate_planner.errors import InputError, StepOrderError
 from medyate_planner.graph import Layer
 
-GradientObserver = Callable[[Tensor], None]
+GradientObserver = Callable[[Tensor, bool], None]  # the gradient, and whether it is its layer's first of the step
+SelectionObserver = Callable[[Tensor], None]
 GradientTap = Callable[["Slot", Tensor | None, Tensor | None], None]
 
 
@@ -23,7 +24,7 @@ class UpdateRule:
     weight_decay: float = 0.0
     clip: float | None = None
     observers: list[GradientObserver] = field(default_factory=list)
-    selection_observers: list[GradientObserver] = field(default_factory=list)
+    selection_observers: list[SelectionObserver] = field(default_factory=list)
     tap: GradientTap | None = None  # sees each layer's gradient before clipping; must not keep it
 
 
@@ -108,7 +109,7 @@ class Slot:
         for gradient in (weight_gradient, bias_gradient):
             if gradient is not None:
                 for observe in self.rule.observers:
-                    observe(gradient)
+                    observe(gradient, self._arrived == 0)
         self._arrived += 1
         if self._arrived == 1:
             self._sum = (weight_gradient, bias_gradient)

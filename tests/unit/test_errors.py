@@ -16,6 +16,7 @@ EXIT_CODES = {
     "InputError": 2,
     "TraceError": 2,
     "PlanMismatchError": 2,
+    "InterruptedByUser": 130,
     "StepOrderError": 2,
     "DivergenceError": 1,
     "SolverError": 1,

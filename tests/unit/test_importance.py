@@ -197,20 +197,17 @@ def test_importance_load_refuses_what_is_not_an_importance_file(tmp_path: Path) 
     assert "can not be read" in refusal(tmp_path / "torn")
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="bug: a missing fact is a bare KeyError")
 def test_importance_load_refuses_a_file_without_its_facts(tmp_path: Path) -> None:
     facts = json.dumps({"kind": "importance", "schema_version": 1})
     save_file({"x": torch.zeros(1)}, tmp_path / "bare", metadata={"medyate": facts})
     refusal(tmp_path / "bare")
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="bug: metadata that is no JSON object is a bare error")
 def test_importance_load_refuses_facts_that_are_no_object(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "list", metadata={"medyate": "[]"})
     refusal(tmp_path / "list")
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="bug: head tensors that share memory can not be saved")
 def test_importance_file_holds_tied_head_tensors(tmp_path: Path) -> None:
     _, graph = network()
     tied = torch.randn(3, 2)

@@ -72,7 +72,7 @@ def plans(draw: st.DrawFn) -> Plan:
     number = st.floats(allow_nan=False, allow_infinity=False)
     some_text, some_count = st.none() | NAME, st.none() | COUNT
     inputs = st.builds(
-        ModelInput, shape=st.lists(st.integers(0, 999), max_size=4).map(tuple), dtype=NAME, name=some_text
+        ModelInput, shape=st.lists(st.integers(0, 999), max_size=4).map(tuple), dtype=st.sampled_from(["float32", "bfloat16", "int64"]), name=some_text
     )
     return small_plan(
         model=PlannedModel(
@@ -98,7 +98,7 @@ def plans(draw: st.DrawFn) -> Plan:
         sampling=Sampling(
             method=draw(st.sampled_from(["uniform", "weighted", "top", "static"])),
             seed=draw(COUNT),
-            alpha=draw(number),
+            alpha=draw(st.floats(0, 1e6)),
             pool=draw(st.none() | st.lists(NAME, max_size=2).map(tuple)),
         ),
         importance=ImportanceRef(source=draw(NAME), file=draw(some_text), sha256=draw(some_text)),
@@ -171,7 +171,7 @@ def drop(*path: Any) -> Callable[[dict[str, Any]], None]:
         (set_to("layers", 0, "colour", value=1), ["layers.0.colour"]),
         (set_to("layers", 0, "quota", value=5), ["layers.0", "layer a: quota 5 does not fit 4 channels"]),
         (set_to("layers", 1, "quota", value=3), ["layers.1", "layer head: quota 3 does not fit 4 channels"]),
-        (set_to("layers", 0, "quota", value=0), ["layers.0.quota", "greater than or equal to 1", "'0'"]),
+        (set_to("layers", 0, "quota", value=0), ["layers.0.quota", "greater than or equal to 1", "got 0"]),
         (set_to("layers", 0, "quota", value=None), ["layers.0.quota"]),
         (set_to("layers", 0, "quota", value=2.5), ["layers.0.quota"]),
         (set_to("layers", 0, "kind", value="pool"), ["layers.0.kind", "'pool'"]),
@@ -237,7 +237,6 @@ def test_plan_check_refuses_another_model_and_says_what_differs() -> None:
         small_plan().check(small_graph(name="b"))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a plan may list one layer twice; the last entry silently wins")
 def test_plan_refuses_a_layer_listed_twice() -> None:
     data = small_plan().to_dict()
     data["layers"].append({**data["layers"][0], "quota": 1})
@@ -245,7 +244,6 @@ def test_plan_refuses_a_layer_listed_twice() -> None:
         Plan.from_dict(data)
 
 
-@pytest.mark.xfail(strict=True, raises=RecursionError, reason="bug: deeply nested JSON is a bare RecursionError")
 def test_plan_load_of_nested_nonsense(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("[" * 100_000)
     with pytest.raises(InputError):

@@ -173,14 +173,12 @@ def test_draw_refuses(options: dict[str, Any], text: str) -> None:
     assert text in caught.value.message
 
 
-@pytest.mark.xfail(strict=True, reason="bug: importance ** alpha underflows, so all channels become worthless alike")
 def test_weighted_survives_tiny_importances() -> None:
     weights = [1e-200, 1e-190, 1e-180, 1e-170]
     found = frequencies("weighted", 4, 1, importance=weights, alpha=2.0)
     assert found[3] > 0.99
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="bug: a negative seed is numpy's bare ValueError")
 def test_draw_refuses_a_negative_seed() -> None:
     with pytest.raises(InputError):
         draw("uniform", layer="a", channels=4, quota=2, seed=-1, interval=0)

@@ -104,6 +104,5 @@ def test_format_count(count: int, expected: str) -> None:
     assert format_count(count) == expected
 
 
-@pytest.mark.xfail(strict=True, reason="bug: format_count(999_999) is '1000.0 k'")
 def test_format_count_carries_into_the_next_unit() -> None:
     assert format_count(999_999) == "1.0 M"
