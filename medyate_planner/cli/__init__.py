@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cyclopts import App
 
-COMMANDS = {
-    "report": "Where training memory goes, byte for byte and layer by layer.",
-    "rank": "Measure how much each layer and channel matters on your data.",
-    "plan": "Decide which layers are updated, and how many channels in each, under a memory budget.",
-    "show": "Show one of our files: report.json, plan.json, importance.safetensors, or a run folder.",
-    "verify": "Prove a plan: predicted against measured bytes of one real step.",
-    "train": "Really train inside the budget, redrawing channels every epoch.",
-    "demo": "Run the whole pipeline on a pre-trained network and real photographs.",
-}
+COMMANDS = ("report", "rank", "plan", "show", "verify", "train", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_app() -> App:
-    """The command line as a cyclopts app; commands are imported when they run."""
+    """The command line as a cyclopts app; a command imports what is heavy when it runs."""
+    from importlib import import_module
+
     from cyclopts import App
 
     from medyate_planner import __version__
@@ -59,6 +53,6 @@ def build_app() -> App:
         version=__version__,
         suppress_keyboard_interrupt=False,
     )
-    for name, text in COMMANDS.items():
-        app.command(f"medyate_planner.cli.{name}:{name}", name=name, help=text)
+    for name in COMMANDS:
+        app.command(getattr(import_module(f"medyate_planner.cli.{name}"), name), name=name)
     return app

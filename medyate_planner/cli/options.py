@@ -194,8 +194,8 @@ def batches_of(bundle: DataBundle, batch_size: int, *, seed: int, workers: int =
     count = len(bundle.train)  # type: ignore[arg-type]
     if count < batch_size:
         raise InputError(
-            f"the training set has {count} samples, fewer than one batch of {batch_size}; add data, or plan again with a "
-            "smaller --batch-size"
+            f"the training set has {count} samples, fewer than one batch of {batch_size}; add data, or plan again "
+            "with a smaller --batch-size"
         )
     return Batches(
         train=lambda epoch: make_loader(

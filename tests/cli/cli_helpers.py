@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from medyate_planner.cli import main
@@ -123,11 +122,6 @@ def strict_json(text: str) -> Any:
         raise ValueError(f"{constant} is not JSON")
 
     return json.loads(text, parse_constant=refuse)
-
-
-def bug(reason: str) -> pytest.MarkDecorator:
-    """Mark a test of right behaviour that the program does not show yet."""
-    return pytest.mark.xfail(strict=True, reason=reason)
 
 
 def cli(*arguments: object) -> Done:

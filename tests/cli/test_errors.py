@@ -19,7 +19,6 @@ from cli_helpers import (
     OUT,
     assert_one_line,
     assert_refused,
-    bug,
     cli,
     done,
     json_lines,
@@ -36,9 +35,6 @@ RANK = ("rank", MODEL, *BATCH, *DATA, "-o", "new.safetensors")
 PLAN = ("plan", MODEL, *BATCH, "--budget", "40kB", "-o", "new.json")
 REPORT = ("report", MODEL, *BATCH, "-o", "new.json")
 TRAIN = ("train", "plan.json", *DATA, "--epochs", "2", OUT, "new")
-
-NO_DEVICE = "an unknown or absent device ends in a traceback"
-NO_RANGE = "numbers out of range are taken as they are"
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +85,9 @@ def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return place
 
 
-def case(name: str, arguments: tuple[object, ...], *words: str, fails: str = "") -> Any:
+def case(name: str, arguments: tuple[object, ...], *words: str) -> Any:
     """One mistake: the command, and what its error has to say."""
-    return pytest.param(arguments, words, id=name, marks=[bug(fails)] if fails else [])
+    return pytest.param(arguments, words, id=name)
 
 
 USAGE = [
@@ -127,9 +123,9 @@ MODELS = [
     case("loss of no module", (*REPORT, "--loss", "none:loss"), "none:loss", "can not import"),
     case("no such head", (*REPORT, "--head", "top"), "'top' matches no layer", "fc", "--head none"),
     case("unknown optimizer", (*REPORT, "--optimizer", "lion"), "lion", "sgd, momentum, adam, adamw"),
-    case("unknown device", (*REPORT, "--device", "abacus"), "abacus", "cpu", fails=NO_DEVICE),
-    case("absent device", (*REPORT, "--device", "cuda:99"), "cuda:99", fails=NO_DEVICE),
-    case("unknown dropout", (*REPORT, "--dropout", "twice"), "twice", "keep", fails="--dropout takes any word as off"),
+    case("unknown device", (*REPORT, "--device", "abacus"), "abacus", "cpu"),
+    case("absent device", (*REPORT, "--device", "cuda:99"), "cuda:99"),
+    case("unknown dropout", (*REPORT, "--dropout", "twice"), "twice", "keep"),
 ]
 
 DATA_SETS = [
@@ -145,10 +141,8 @@ DATA_SETS = [
     case("limit of 0", (*RANK, "--limit", "0"), "--limit 0", "at least 1"),
     case("too few means", (*RANK, "--mean", "0.5"), "3 channels", "--mean and --std"),
     case("deviation of 0", (*RANK, *["--std", "0"] * 3), "deviation", "above 0"),
-    case("workers below 0", (*RANK, "--workers=-1"), "--workers", fails="a traceback from DataLoader"),
-    case(
-        "share above 1", (*RANK, "--val-fraction", "2"), "--val-fraction", fails="unchecked where there is a test set"
-    ),
+    case("workers below 0", (*RANK, "--workers=-1"), "--workers"),
+    case("share above 1", (*RANK, "--val-fraction", "2"), "--val-fraction"),
 ]
 
 RANKING = [
@@ -157,11 +151,11 @@ RANKING = [
     case("clip of 0", (*RANK, "--clip", "0"), "--clip", "positive"),
     case("output exists", (*RANK[:6], "-o", "imp.safetensors"), "imp.safetensors exists", "--force"),
     case("output below a file", (*RANK[:6], "-o", "tiny.py/new.safetensors"), "tiny.py/new", "can not be written"),
-    case("batches of 0", (*RANK, "--batches", "0"), "--batches", fails="0 is taken as all batches"),
-    case("batches below 0", (*RANK, "--batches=-1"), "--batches", fails="the text blames the training set"),
-    case("head epochs below 0", (*RANK, "--head-epochs=-1"), "--head-epochs", fails=NO_RANGE),
-    case("rate infinite", (*RANK, "--lr", "inf"), "--lr", fails="taken, then exit 1 and `Infinity` in the JSON"),
-    case("clip nan", (*RANK, "--clip", "nan"), "--clip", fails="taken; the weights become NaN"),
+    case("batches of 0", (*RANK, "--batches", "0"), "--batches"),
+    case("batches below 0", (*RANK, "--batches=-1"), "--batches"),
+    case("head epochs below 0", (*RANK, "--head-epochs=-1"), "--head-epochs"),
+    case("rate infinite", (*RANK, "--lr", "inf"), "--lr"),
+    case("clip nan", (*RANK, "--clip", "nan"), "--clip"),
 ]
 
 PLANNING = [
@@ -197,12 +191,11 @@ PLANNING = [
     case("output is a folder", (*PLAN[:6], "-o", "data", "--force"), "data", "can not be written"),
     case("output below a file", (*PLAN[:6], "-o", "tiny.py/new.json"), "tiny.py/new.json", "can not be written"),
     case("report below a file", (*REPORT[:4], "-o", "tiny.py/new.json"), "tiny.py/new.json", "can not be written"),
-    case("more forced than allowed", (*PLAN, "--max-layers", "1", "--force-layer", "*.0"), "--max-layers", fails=(
-        "the program is infeasible, and the smallest plan is written although it breaks --max-layers")),
-    case("gap below 0", (*PLAN, "--gap=-1"), "--gap", fails=NO_RANGE),
-    case("time below 0", (*PLAN, "--time-limit=-1"), "--time-limit", fails=NO_RANGE),
-    case("seed below 0", (*PLAN, "--seed=-1"), "--seed", fails="a plan is written that verify and train can not draw"),
-    case("alpha nan", (*PLAN, "--alpha", "nan"), "--alpha", fails="plan.json gets NaN, which is not JSON"),
+    case("more forced than allowed", (*PLAN, "--max-layers", "1", "--force-layer", "*.0"), "--max-layers"),
+    case("gap below 0", (*PLAN, "--gap=-1"), "--gap"),
+    case("time below 0", (*PLAN, "--time-limit=-1"), "--time-limit"),
+    case("seed below 0", (*PLAN, "--seed=-1"), "--seed"),
+    case("alpha nan", (*PLAN, "--alpha", "nan"), "--alpha"),
 ]  # fmt: skip
 
 TRAINING = [
@@ -219,18 +212,16 @@ TRAINING = [
     case("resume longer", (*TRAIN[:4], "--epochs", "3", OUT, "run", "--resume"), "another plan or recipe", "--force"),
     case("resume another plan", ("train", "plain.json", *TRAIN[2:6], OUT, "run", "--resume"), "another plan"),
     case("resume nothing", (*TRAIN, "--resume"), "new/recipe.json", "no such file"),
-    case("resume nothing, advice", (*TRAIN, "--resume"), "--resume", fails="the text does not say to leave it out"),
+    case("resume nothing, advice", (*TRAIN, "--resume"), "--resume"),
     case("batch of another plan", ("verify", "plan.json", "--batch-size", "2"), "--batch-size 2", "plan again"),
-    case("output below a file", (*TRAIN[:6], OUT, "tiny.py/run"), "tiny.py", "can not be written", fails="a traceback"),
-    case("output is a file", (*TRAIN[:6], OUT, "tiny.py"), "tiny.py", "can not be written", fails="a traceback"),
-    case("decay below 0", (*TRAIN, "--weight-decay=-1"), "--weight-decay", fails=NO_RANGE),
-    case("warm-up below 0", (*TRAIN, "--warmup-epochs=-1"), "--warmup-epochs", fails=NO_RANGE),
-    case("workers below 0", (*TRAIN, "--workers=-1"), "--workers", fails="a traceback, and the run is begun"),
+    case("output below a file", (*TRAIN[:6], OUT, "tiny.py/run"), "tiny.py", "can not be written"),
+    case("output is a file", (*TRAIN[:6], OUT, "tiny.py"), "tiny.py", "can not be written"),
+    case("decay below 0", (*TRAIN, "--weight-decay=-1"), "--weight-decay"),
+    case("warm-up below 0", (*TRAIN, "--warmup-epochs=-1"), "--warmup-epochs"),
+    case("workers below 0", (*TRAIN, "--workers=-1"), "--workers"),
     case("more classes", ("train", "plan.json", "--data", "imagefolder:many", *TRAIN[4:]), "4 classes"),
-    case("more classes, advice", ("train", "plan.json", "--data", "imagefolder:many", *TRAIN[4:]), "plan", fails=(
-        "the text says --num-classes, which train does not have: the plan is to be made again")),
-    case("less than a batch", (*TRAIN, "--limit", "3"), "batch", fails=(
-        "training runs on 3 samples a step, and measures less than the plan predicts")),
+    case("more classes, advice", ("train", "plan.json", "--data", "imagefolder:many", *TRAIN[4:]), "plan"),
+    case("less than a batch", (*TRAIN, "--limit", "3"), "batch"),
 ]  # fmt: skip
 
 SHOWING = [
@@ -278,12 +269,11 @@ PLANS = [
     pytest.param(put("model", "spec", None), ("names no model", "medyate_planner.prepare"), id="no model"),
     pytest.param(put("model", "weights", "/none.pt"), ("/none.pt", "no such file"), id="weights gone"),
     pytest.param(put("loss", "hinge"), ("hinge", "cross-entropy"), id="unknown loss"),
-    pytest.param(put("model", "inputs", 0, "dtype", "float7"), ("float7",), id="dtype", marks=bug("a traceback")),
-    pytest.param(put("device", "abacus"), ("abacus",), id="unknown device", marks=bug(NO_DEVICE)),
-    pytest.param(put("sampling", "seed", -1), ("seed",), id="seed below 0", marks=bug("a traceback from numpy")),
+    pytest.param(put("model", "inputs", 0, "dtype", "float7"), ("float7",), id="dtype"),
+    pytest.param(put("device", "abacus"), ("abacus",), id="unknown device"),
+    pytest.param(put("sampling", "seed", -1), ("seed",), id="seed below 0"),
     pytest.param(
         put("layers", 0, "channels", 50), ("stem.0", "50", "medyate plan"), id="channels",
-        marks=bug("the text is about drawn channels, not about the plan"),
     ),
 ]  # fmt: skip
 
@@ -300,7 +290,7 @@ def test_damaged_plan_is_one_line_and_touches_nothing(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("verify", "bad.json"), pytest.param(("train", "bad.json", *TRAIN[2:]), marks=bug("seen after the run is begun"))],
+    [("verify", "bad.json"), pytest.param(("train", "bad.json", *TRAIN[2:]))],
 )
 @pytest.mark.parametrize(
     ("edit", "words"),
@@ -316,7 +306,6 @@ def test_plan_that_names_what_is_not_there_is_refused(
     assert_refused(folder, arguments, *words)
 
 
-@bug("the text has no advice, and quotes pydantic: `layers.0: Value error, … (got \"{'name': …\")`")
 def test_quota_above_channels_says_what_to_do(folder: Path) -> None:
     Path("bad.json").write_text(put("layers", 0, "quota", 99)(json.loads(Path("plan.json").read_text())))
     assert_refused(folder, ("verify", "bad.json"), "quota 99", "medyate plan")
@@ -325,8 +314,8 @@ def test_quota_above_channels_says_what_to_do(folder: Path) -> None:
 @pytest.mark.parametrize(
     "edit",
     [
-        pytest.param(put("full", "saved_bytes", "much"), id="wrong value", marks=bug("a traceback from pydantic")),
-        pytest.param(put("schema_version", 2), id="schema version", marks=bug("a traceback from pydantic")),
+        pytest.param(put("full", "saved_bytes", "much"), id="wrong value"),
+        pytest.param(put("schema_version", 2), id="schema version"),
         pytest.param(lambda data: json.dumps(data)[:300], id="truncated"),
     ],
 )
@@ -340,7 +329,7 @@ def test_damaged_report_is_one_line(folder: Path, edit: Callable[[dict[str, Any]
     [
         ("recipe.json", "{", ("recipe.json", "--force")),
         ("recipe.json", "{}", ("another plan or recipe", "--force")),
-        pytest.param("recipe.json", "[]", ("recipe.json",), marks=bug("AttributeError, a traceback")),
+        pytest.param("recipe.json", "[]", ("recipe.json",)),
         ("plan.json", "{", ("run/plan.json", "not complete JSON")),
         ("checkpoint.safetensors", "x", ("checkpoint", "--force")),
     ],
@@ -350,7 +339,6 @@ def test_damaged_run_is_not_resumed(folder: Path, name: str, content: str, words
     assert_refused(folder, (*train_arguments("plan.json", "run"), "--resume"), *words)
 
 
-@bug("JSONDecodeError, a traceback; a kill can leave half a line, which resuming would drop")
 def test_run_with_half_a_line_can_be_shown(folder: Path) -> None:
     with (folder / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "tra')
@@ -396,7 +384,6 @@ def test_training_that_fails_leaves_a_begun_run_without_weights(
     assert code == 2 or {"epoch", "step", "lr"} <= facts.keys()
 
 
-@bug("json.dumps writes NaN: metrics.jsonl and the --json output are not JSON, and nobody is told")
 def test_nan_in_the_test_set_leaves_valid_json(folder: Path) -> None:
     result = cli(*train_arguments("plan.json", "new", "--json", data="npz:nan_test.npz"))
     assert result.code in (0, 1)
@@ -410,7 +397,6 @@ def test_grey_images_suit_a_colour_network(folder: Path) -> None:
     assert (folder / "new" / "model.safetensors").is_file()
 
 
-@bug("a folder that holds no run loses its files of these names without --force")
 def test_train_keeps_foreign_files(folder: Path) -> None:
     (folder / "mine").mkdir()
     for name in ("model.safetensors", "metrics.jsonl"):
@@ -418,7 +404,6 @@ def test_train_keeps_foreign_files(folder: Path) -> None:
     assert_refused(folder, train_arguments("plan.json", "mine"), "mine", "--force")
 
 
-@bug("recipe.json records the data, resuming does not compare it")
 def test_resume_with_other_data_is_refused(folder: Path) -> None:
     assert_refused(folder, train_arguments("plan.json", "run", "--resume", data="imagefolder:grey"), "data", "--force")
 
@@ -466,11 +451,9 @@ def assert_smallest_budget(folder: Path, model: str, options: tuple[str, ...], *
     [
         pytest.param(("--budget", "much"), ("'much'", "512kB"), id="budget"),
         pytest.param(("--size", "0"), ("positive",), id="size"),
-        pytest.param(("--threads=-1",), ("--threads",), id="threads", marks=bug("taken as it is")),
-        pytest.param(("--batch-size", "0"), ("--batch-size",), id="batch", marks=bug("ZeroDivisionError, a traceback")),
-        pytest.param(
-            ("--epochs", "0"), ("--epochs",), id="epochs", marks=bug("noticed a minute later, after all else")
-        ),
+        pytest.param(("--threads=-1",), ("--threads",), id="threads"),
+        pytest.param(("--batch-size", "0"), ("--batch-size",), id="batch"),
+        pytest.param(("--epochs", "0"), ("--epochs",), id="epochs"),
     ],
 )
 def test_demo_checks_its_options_first(

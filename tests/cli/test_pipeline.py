@@ -21,7 +21,6 @@ from cli_helpers import (
     DATA,
     MODEL,
     OUT,
-    bug,
     cli,
     done,
     environment,
@@ -166,7 +165,6 @@ def test_train_measures_what_was_predicted(folder: Path) -> None:
         assert line["measured_saved_bytes"] == predicted["saved_bytes"]
 
 
-@bug("train_step holds the logits until the step ends, measure_step does not: batch x classes x 4 bytes more")
 def test_train_measures_the_predicted_live_peak(folder: Path) -> None:
     predicted = strict_json((folder / "plan.json").read_text())["predicted"]
     for line in json_lines(folder / "run" / "metrics.jsonl"):
@@ -288,8 +286,8 @@ def test_interrupted_run_goes_on_bit_for_bit(folder: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "call",
     [
-        pytest.param(5, id="warming the head", marks=bug("resuming before the first checkpoint leaves the head cold")),
-        pytest.param(WARMING_SAMPLES + 3, id="first epoch", marks=bug("as above")),
+        pytest.param(5, id="warming the head"),
+        pytest.param(WARMING_SAMPLES + 3, id="first epoch"),
         pytest.param(WARMING_SAMPLES + EPOCH_SAMPLES + 3, id="second epoch"),
     ],
 )
@@ -299,7 +297,6 @@ def test_interrupted_run_without_importance_goes_on_bit_for_bit(
     interrupt_and_resume(folder, monkeypatch, "plain", call)
 
 
-@bug("cyclopts calls sys.exit(130) itself: App(suppress_keyboard_interrupt=False) hands the interrupt to main")
 def test_interrupt_is_returned_and_said_as_any_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOP_AT", "3")
     err = io.StringIO()
@@ -309,7 +306,6 @@ def test_interrupt_is_returned_and_said_as_any_error(folder: Path, monkeypatch: 
     assert err.getvalue().count("interrupted") == 1
 
 
-@bug("as above: nothing at all on stdout")
 def test_interrupt_is_an_object_with_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOP_AT", "3")
     result = cli(*counted("plan.json", "new", "--json"))

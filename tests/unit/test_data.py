@@ -66,8 +66,7 @@ def test_load_data_imagefolder_with_a_test_set(tmp_path: Path) -> None:
     assert shades(bundle.test) == [40, 60]
     assert [bundle.train[i][1].item() for i in range(5)] == [0, 0, 0, 1, 1]
     assert bundle.description == (
-        f"imagefolder:{tmp_path}: 5 training and 2 test samples of 2 classes; "
-        "3x8x8, bilinear, (x/255 - 0.5)/0.5 (test)"
+        f"imagefolder:{tmp_path}: 5 training and 2 test samples of 2 classes; 3x8x8, bilinear, (x/255 - 0.5)/0.5 (test)"
     )
 
 
@@ -160,16 +159,12 @@ def test_load_data_corrupt_image_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["nothing", "torchvision:MNIST", "hf:mnist"])
 def test_load_data_unknown_spec(spec: str) -> None:
-    assert failure(spec).startswith(
-        f"data {spec!r} is not known; expected imagefolder:DIR, tar:FILE, npz:FILE"
-    )
+    assert failure(spec).startswith(f"data {spec!r} is not known; expected imagefolder:DIR, tar:FILE, npz:FILE")
 
 
 def test_load_data_hints_at_the_form(tmp_path: Path) -> None:
     assert failure(str(tmp_path)).endswith(f"did you mean imagefolder:{tmp_path}?")
-    assert failure(f"imagefolder:{tmp_path}", augment="spin").startswith(
-        "--augment 'spin': expected one of none"
-    )
+    assert failure(f"imagefolder:{tmp_path}", augment="spin").startswith("--augment 'spin': expected one of none")
     write_tree(tmp_path, {"a": 2, "b": 2})
     assert "the model does not take images" in failure(f"imagefolder:{tmp_path}", None)
 
@@ -256,9 +251,7 @@ def test_load_data_factory(tmp_path: Path) -> None:
     assert (len(bundle.train), len(bundle.test), bundle.num_classes) == (4, 2, None)
     assert load_data(f"{path}:asks", RGB).train[0][0].shape == (3, 8, 8)
     assert len(load_data(f"{path}:data", RGB, limit=3).train) == 3
-    assert "expected a pair of map-style data sets (train, test) or a DataBundle, got int" in failure(
-        f"{path}:wrong"
-    )
+    assert "expected a pair of map-style data sets (train, test) or a DataBundle, got int" in failure(f"{path}:wrong")
     assert "has no 'nothing'" in failure(f"{path}:nothing")
 
 
@@ -305,9 +298,7 @@ def test_fit_image_crops_the_centre() -> None:
     wide.paste(255, (10, 0, 30, 20))
     made = Preprocessing(size=(10, 10), channels=1, mean=(0.0,), std=(1.0,), crop_ratio=0.5, source="test")
     assert (fit_image(wide, made) == 255).all()
-    squeezed = fit_image(
-        wide, Preprocessing(size=(10, 10), channels=1, mean=(0.0,), std=(1.0,), source="test")
-    )
+    squeezed = fit_image(wide, Preprocessing(size=(10, 10), channels=1, mean=(0.0,), std=(1.0,), source="test"))
     assert squeezed[5, 0, 0] == 0
     assert squeezed[5, 5, 0] == 255
 
@@ -359,9 +350,7 @@ def test_make_loader_batches(tmp_path: Path) -> None:
     plain = make_loader(dataset, 4, shuffle=False, seed=0, epoch=0, drop_last=False, channels_last=False)
     assert [len(x) for x, _ in plain] == [4, 4, 2]
     assert all(x.is_contiguous() for x, _ in plain)
-    assert [len(x) for x, _ in make_loader(dataset, 64, shuffle=True, seed=0, epoch=0, drop_last=True)] == [
-        10
-    ]
+    assert [len(x) for x, _ in make_loader(dataset, 64, shuffle=True, seed=0, epoch=0, drop_last=True)] == [10]
     with pytest.raises(InputError, match="expected a batch size of at least 1"):
         make_loader(dataset, 0, shuffle=False, seed=0, epoch=0, drop_last=False)
 

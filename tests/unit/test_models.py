@@ -178,9 +178,7 @@ def test_load_model_suggests_close_names() -> None:
 
 
 @pytest.mark.parametrize("package", ["torchvision", "timm"])
-def test_load_model_names_the_extra_of_a_missing_package(
-    package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_model_names_the_extra_of_a_missing_package(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     text = failure(f"{package}:resnet18")
     assert text.startswith(f"model {package}:resnet18: the package {package} is not installed")
@@ -240,9 +238,7 @@ def test_load_model_head_pattern(factory: str) -> None:
         f"{factory}:Net", num_classes=2, head="x*"
     )
     assert "with 2 outputs in other the model fails" in failure(f"{factory}:TwoHeads", num_classes=2)
-    assert "the model fails on an input of [2, 5, 5]" in failure(
-        f"{factory}:Net", num_classes=2, input_shape=(5, 5)
-    )
+    assert "the model fails on an input of [2, 5, 5]" in failure(f"{factory}:Net", num_classes=2, input_shape=(5, 5))
     assert failure(f"{factory}:Net", num_classes=0) == "--num-classes 0: expected at least 1"
 
 
@@ -266,9 +262,7 @@ def test_load_model_weights_with_another_head(factory: str, tmp_path: Path) -> N
     third = load_model(f"{factory}:Net", weights=path, num_classes=3)
     assert torch.equal(third.model.conv.weight, model.conv.weight)
     assert third.model.head.out_features == 3
-    assert failure(f"{factory}:Net", weights=path).endswith(
-        "the head head has 2 classes there; pass --num-classes 2"
-    )
+    assert failure(f"{factory}:Net", weights=path).endswith("the head head has 2 classes there; pass --num-classes 2")
 
 
 def test_load_model_weights_errors(factory: str, tmp_path: Path) -> None:
@@ -321,9 +315,7 @@ def test_parse_shape() -> None:
     assert parse_shape("3x128x96") == (3, 128, 96)
     assert parse_shape("64") == (64,)
     for text in ("", "3x", "0x2", "axb", "3x-1", "3 x 4"):
-        with pytest.raises(
-            InputError, match="expected positive whole numbers joined by x, such as 3x128x128"
-        ):
+        with pytest.raises(InputError, match="expected positive whole numbers joined by x, such as 3x128x128"):
             parse_shape(text)
 
 

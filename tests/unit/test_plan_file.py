@@ -72,7 +72,10 @@ def plans(draw: st.DrawFn) -> Plan:
     number = st.floats(allow_nan=False, allow_infinity=False)
     some_text, some_count = st.none() | NAME, st.none() | COUNT
     inputs = st.builds(
-        ModelInput, shape=st.lists(st.integers(0, 999), max_size=4).map(tuple), dtype=st.sampled_from(["float32", "bfloat16", "int64"]), name=some_text
+        ModelInput,
+        shape=st.lists(st.integers(0, 999), max_size=4).map(tuple),
+        dtype=st.sampled_from(["float32", "bfloat16", "int64"]),
+        name=some_text,
     )
     return small_plan(
         model=PlannedModel(

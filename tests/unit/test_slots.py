@@ -181,7 +181,9 @@ def test_slot_without_a_learning_rate_changes_nothing_but_still_taps() -> None:
 def test_slot_shows_every_gradient_to_observers_and_every_selection_to_theirs() -> None:
     gradients: list[tuple[Tensor, bool]] = []
     compacts: list[Tensor] = []
-    rule = UpdateRule(lr=1.0, observers=[lambda g, first: gradients.append((g, first))], selection_observers=[compacts.append])
+    rule = UpdateRule(
+        lr=1.0, observers=[lambda g, first: gradients.append((g, first))], selection_observers=[compacts.append]
+    )
     slot = slot_of(rule=rule)
     x = torch.ones(3, 2)
     assert slot.keep(x) is x
