@@ -82,9 +82,11 @@ def demo(
 
     budget_bytes = parse_bytes(budget)
     recipe = Recipe(epochs=epochs, seed=seed)
-    if batch_size < 1 or size < 32:
-        raise InputError(f"expected --batch-size of 1 or more and --size of 32 or more, got {batch_size} and {size}")
-    torch.set_num_threads(max(1, threads))
+    if batch_size < 1 or size < 32 or threads < 1:
+        raise InputError(
+            f"expected --batch-size 1, --size 32 and --threads 1 or more, got {batch_size}, {size} and {threads}"
+        )
+    torch.set_num_threads(threads)
     stage = _Stage(size=size, batch_size=batch_size, seed=seed, out=out_dir)
     say(f"1/5 report: {stage.describe()}")
     report = stage.report()

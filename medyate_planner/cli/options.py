@@ -141,7 +141,7 @@ def check_output(path: Path | None, *, force: bool) -> None:
     if path is None:
         return
     if path.is_dir():
-        raise InputError(f"{path} is a folder; pass a file name to -o")
+        raise InputError(f"{path}: can not be written: it is a folder; pass a file name to -o")
     if path.exists() and not force:
         raise InputError(f"{path} exists; pass --force to overwrite it, or another -o")
     nearest = next(folder for folder in path.absolute().parents if folder.exists())

@@ -120,6 +120,7 @@ def _fit(
     start: int,
 ) -> None:
     from medyate_planner.api import train as execute
+    from medyate_planner.errors import InterruptedByUser
 
     steps = source.steps_per_epoch
 
@@ -140,8 +141,7 @@ def _fit(
                 on_epoch=on_epoch,
             )
         except KeyboardInterrupt:
-            say(f"interrupted: go on with --resume --out {run.path}")
-            raise
+            raise InterruptedByUser(f"interrupted: go on with --resume --out {run.path}") from None
     run.finish(subject.model)
     say(f"wrote {run.model_file}")
 

@@ -142,11 +142,13 @@ class Plan(_Part):
     def check(self, graph: ModelGraph) -> None:
         """Raise `PlanMismatchError` unless the plan was made for the model that `graph` describes."""
         difference = _first_difference(self, graph)
-        if graph.fingerprint != self.model.fingerprint or difference:
+        if graph.fingerprint != self.model.fingerprint:
             raise PlanMismatchError(
                 f"the plan was made for another model (fingerprint {self.model.fingerprint[:12]}, this one has "
                 f"{graph.fingerprint[:12]}{difference}); run `medyate plan` on this one"
             )
+        if difference:
+            raise PlanMismatchError(f"the plan does not suit its model{difference}; correct it, or run `medyate plan`")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types, keys as in the file."""
@@ -200,17 +202,17 @@ class Plan(_Part):
             found = first["input"]
             got = f" (got {found!r})" if isinstance(found, (str, int, float)) else ""
             text = first["msg"].removeprefix("Value error, ")
-            raise InputError(f"{where}: {key}: {text}{got}; correct it, or make the plan again") from error
+            raise InputError(f"{where}: {key}: {text}{got}; correct it, or run `medyate plan` again") from error
 
 
 def _first_difference(plan: Plan, graph: ModelGraph) -> str:
     known = graph.layer_by_name
     for layer in plan.layers:
         if layer.name not in known:
-            return f"; the model has no layer {layer.name}"
+            return f"; the model has no layer {layer.name!r}"
         if known[layer.name].channels != layer.channels:
             return f"; {layer.name} has {known[layer.name].channels} channels, the plan expects {layer.channels}"
     for name in plan.biases:
         if name not in known or known[name].bias is None:
-            return f"; the model has no layer {name} with a bias"
+            return f"; layer {name} has no bias of its own"
     return ""

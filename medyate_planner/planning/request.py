@@ -40,13 +40,13 @@ class PlanRequest:
         if self.scope not in SCOPES:
             raise InputError(f"scope {self.scope!r} is unknown; choose one of {', '.join(SCOPES)}")
         if self.granularity < 1:
-            raise InputError(f"granularity: expected 1 or more, got {self.granularity}")
+            raise InputError(f"--granularity: expected 1 or more, got {self.granularity}")
         if self.max_layers is not None and self.max_layers < 1:
-            raise InputError(f"max layers: expected 1 or more, got {self.max_layers}")
+            raise InputError(f"--max-layers: expected 1 or more, got {self.max_layers}")
         if not (math.isfinite(self.gap_ratio) and self.gap_ratio >= 0):
-            raise InputError(f"gap: expected 0 or more, got {self.gap_ratio}")
+            raise InputError(f"--gap: expected 0 or more, got {self.gap_ratio}")
         if self.time_limit_seconds is not None and not self.time_limit_seconds > 0:
-            raise InputError(f"time limit: expected more than 0 seconds, got {self.time_limit_seconds}")
+            raise InputError(f"--time-limit: expected more than 0 seconds, got {self.time_limit_seconds}")
         for pattern in (*self.force_layers, *self.forbid_layers):
             if not any(fnmatchcase(layer.name, pattern) for layer in self.memory.graph.layers):
                 raise InputError(f"layer pattern {pattern!r} matches no layer; see `medyate report` for the names")
@@ -61,7 +61,7 @@ class PlanRequest:
                 f"granularity {self.granularity}"
             )
         if self.max_layers is not None and len(self.forced) > self.max_layers:
-            raise InputError(f"{len(self.forced)} layers are forced, but at most {self.max_layers} may be updated")
+            raise InputError(f"{len(self.forced)} layers are forced, but --max-layers allows {self.max_layers}")
 
     @cached_property
     def head(self) -> frozenset[str]:

@@ -98,7 +98,9 @@ class RunFolder:
         for folder in (self.path, *self.path.parents):
             if folder.exists():
                 if not folder.is_dir():
-                    raise InputError(f"--out {self.path}: {folder} is a file, not a folder; pass another --out")
+                    raise InputError(
+                        f"{self.path}: can not be written: {folder} is a file, not a folder; pass another --out"
+                    )
                 return
 
     def resume(self, model: nn.Module) -> int:

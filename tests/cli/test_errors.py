@@ -208,10 +208,10 @@ TRAINING = [
     case("another importance", (*TRAIN, "--importance", "other.safetensors"), "other.safetensors", "plan again"),
     case("importance missing", (*TRAIN, "--importance", "none.st"), "none.st", "--importance FILE"),
     case("run exists", (*TRAIN[:6], OUT, "run"), "run holds a run already", "--resume", "--force"),
-    case("resume another recipe", (*TRAIN[:6], OUT, "run", "--resume", "--lr", "0.5"), "another plan or recipe"),
-    case("resume longer", (*TRAIN[:4], "--epochs", "3", OUT, "run", "--resume"), "another plan or recipe", "--force"),
+    case("resume another recipe", (*TRAIN[:6], OUT, "run", "--resume", "--lr", "0.5"), "another recipe"),
+    case("resume longer", (*TRAIN[:4], "--epochs", "3", OUT, "run", "--resume"), "another recipe", "--force"),
     case("resume another plan", ("train", "plain.json", *TRAIN[2:6], OUT, "run", "--resume"), "another plan"),
-    case("resume nothing", (*TRAIN, "--resume"), "new/recipe.json", "no such file"),
+    case("resume nothing", (*TRAIN, "--resume"), "new holds no run to go on with"),
     case("resume nothing, advice", (*TRAIN, "--resume"), "--resume"),
     case("batch of another plan", ("verify", "plan.json", "--batch-size", "2"), "--batch-size 2", "plan again"),
     case("output below a file", (*TRAIN[:6], OUT, "tiny.py/run"), "tiny.py", "can not be written"),
@@ -261,7 +261,7 @@ PLANS = [
     pytest.param(lambda _: "[]", ("expected a plan", "medyate plan"), id="a list"),
     pytest.param(put("schema_version", 2), ("schema version 1, got 2", "medyate plan"), id="schema version"),
     pytest.param(put("layers", 0, "quota", 99), ("stem.0", "quota 99", "3 channels"), id="quota above channels"),
-    pytest.param(put("layers", 0, "quota", 0), ("layers.0.quota", "got '0'"), id="quota of 0"),
+    pytest.param(put("layers", 0, "quota", 0), ("layers.0.quota", "got 0"), id="quota of 0"),
     pytest.param(put("extra", 1), ("extra",), id="unknown key"),
     pytest.param(put("model", "spec", "tiny.py:four"), ("another model", "medyate plan"), id="another model's spec"),
     pytest.param(put("model", "fingerprint", "0" * 64), ("another model", "medyate plan"), id="another fingerprint"),
@@ -327,8 +327,8 @@ def test_damaged_report_is_one_line(folder: Path, edit: Callable[[dict[str, Any]
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("recipe.json", "{", ("recipe.json", "--force")),
-        ("recipe.json", "{}", ("another plan or recipe", "--force")),
+        ("recipe.json", "{", ("recipe.json", "remove it")),
+        ("recipe.json", "{}", ("was started with another recipe", "--force")),
         pytest.param("recipe.json", "[]", ("recipe.json",)),
         ("plan.json", "{", ("run/plan.json", "not complete JSON")),
         ("checkpoint.safetensors", "x", ("checkpoint", "--force")),
@@ -401,7 +401,8 @@ def test_train_keeps_foreign_files(folder: Path) -> None:
     (folder / "mine").mkdir()
     for name in ("model.safetensors", "metrics.jsonl"):
         (folder / "mine" / name).write_text("precious")
-    assert_refused(folder, train_arguments("plan.json", "mine"), "mine", "--force")
+    assert_refused(folder, train_arguments("plan.json", "mine"), "mine", "pass another --out")
+    assert_refused(folder, train_arguments("plan.json", "mine", "--force"), "mine", "pass another --out")
 
 
 def test_resume_with_other_data_is_refused(folder: Path) -> None:
@@ -450,7 +451,7 @@ def assert_smallest_budget(folder: Path, model: str, options: tuple[str, ...], *
     ("options", "words"),
     [
         pytest.param(("--budget", "much"), ("'much'", "512kB"), id="budget"),
-        pytest.param(("--size", "0"), ("positive",), id="size"),
+        pytest.param(("--size", "0"), ("--size",), id="size"),
         pytest.param(("--threads=-1",), ("--threads",), id="threads"),
         pytest.param(("--batch-size", "0"), ("--batch-size",), id="batch"),
         pytest.param(("--epochs", "0"), ("--epochs",), id="epochs"),

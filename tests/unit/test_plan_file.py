@@ -236,7 +236,7 @@ def test_plan_check_refuses_another_model_and_says_what_differs() -> None:
     assert small_graph().fingerprint[:12] in caught.value.message
     assert small_graph(channels=5).fingerprint[:12] in caught.value.message
     assert caught.value.exit_code == 2
-    with pytest.raises(PlanMismatchError, match="the model has no layer a"):
+    with pytest.raises(PlanMismatchError, match="the model has no layer 'a'"):
         small_plan().check(small_graph(name="b"))
 
 
