@@ -9,12 +9,14 @@ import pytest
 import torch
 from third_party import import_timm, import_torchvision
 
+ROOT = Path(__file__).resolve().parents[1]
+ASSETS = Path(os.environ.get("MEDYATE_ASSETS", ROOT / ".." / "shared" / "assets")).resolve()
+if ASSETS.is_dir():  # an installed package does not know where the project's root is
+    os.environ["MEDYATE_ASSETS"] = str(ASSETS)
+
 torch.set_num_threads(1)
 import_torchvision()
 import_timm()
-
-ROOT = Path(__file__).resolve().parents[1]
-ASSETS = Path(os.environ.get("MEDYATE_ASSETS", ROOT / ".." / "shared" / "assets")).resolve()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -38,7 +38,7 @@ def demo(
     *,
     budget: str = "1MB",
     epochs: int = 4,
-    size: int = 128,
+    size: int = 112,
     batch_size: int = 8,
     seed: int = 0,
     threads: int = 1,

@@ -50,10 +50,10 @@ class Session:
         by_site = {site: self.slots[name] for name in self.slots for site in graph.layer_by_name[name].sites}
         device = next(iter(model.parameters())).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
+        self.lean = rewrite(traced.module, graph, memory.active(updates), by_site, self.anchor)
         for parameter, _ in self._required:
             parameter.requires_grad_(False)
         model.eval()
-        self.lean = rewrite(traced.module, graph, memory.active(updates), by_site, self.anchor)
 
     def _make_slots(self, traced: Trace, memory: MemoryModel) -> dict[str, Slot]:
         slots = {}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from medyate_planner import plan, verify
+from medyate_planner.api import open_session
 from medyate_planner.models import example_input, load_model
 from medyate_planner.subject import subject_of
 
@@ -125,3 +128,40 @@ def test_a_model_on_the_meta_device_is_planned_as_the_real_one() -> None:
         plan(ghost, x, budget="1MB", strategy="full").predicted
         == plan(real, x, budget="1MB", strategy="full").predicted
     )
+
+
+def test_dropout_that_is_kept_draws_the_originals_numbers() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Dropout(0.4), nn.Flatten(), nn.Dropout(0.2), nn.Linear(384, 5))
+    x = torch.randn(4, 3, 10, 10)
+    made = subject_of(model, x, dropout="keep")
+    decided = plan(made, budget="1MB", strategy="full")
+    assert decided.dropout == "keep"
+    assert verify(made, decided).ok
+    with open_session(made, decided) as session:
+        torch.manual_seed(7)
+        found = session(x)
+    torch.manual_seed(7)
+    assert torch.equal(found, model.train()(x))
+    assert not torch.equal(found, model.eval()(x))
+
+
+@pytest.mark.assets
+def test_bfloat16_is_planned_and_measured_alike() -> None:
+    found = load_model("mcunet-5fps", num_classes=10, dtype="bfloat16", require_weights=True)
+    made = subject_of(found.model, example_input(found.model, found.input_shape, batch_size=8))
+    decided = plan(made, budget="300kB")
+    assert decided.dtype == "bfloat16"
+    assert verify(made, decided).ok
+
+
+def test_a_transformers_checkpoint_is_planned_and_measured_alike(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    found = load_model(f"hf:{tmp_path / 'vit'}", num_classes=5)
+    made = subject_of(found.model, example_input(found.model, found.input_shape, batch_size=3))
+    for strategy in ("full", "optimal"):
+        result = verify(made, plan(made, budget="400kB", strategy=strategy))
+        assert result.ok, result.categories
