@@ -20,8 +20,8 @@ from medyate_planner.planning.request import PlanRequest
 from medyate_planner.planning.strategies import STRATEGIES
 from medyate_planner.reporting.verification import Verification, compare
 from medyate_planner.reporting.view import MemoryReport, build_report
-from medyate_planner.subject import LossSpec, Subject, subject_for, subject_of
-from medyate_planner.trace import ExampleInputs
+from medyate_planner.subject import LossSpec, Subject, subject_for, subject_of, traced_for
+from medyate_planner.trace import ExampleInputs, Trace
 from medyate_planner.training.dryrun import dry_full, dry_run
 from medyate_planner.training.loop import Batches, Epoch, Recipe, fit, invoke, to_model
 from medyate_planner.training.measure import measure_step
@@ -36,6 +36,7 @@ def report(
     example_inputs: ExampleInputs | None = None,
     *,
     optimizer: str = "sgd",
+    norm: str = "frozen",
     spec: str | None = None,
     **options: Any,
 ) -> MemoryReport:
@@ -47,11 +48,16 @@ def report(
         model: A module, or what `subject_of` returned.
         example_inputs: One batch; its values do not matter.
         optimizer: sgd, momentum, adam or adamw, for the optimizer state of full fine-tuning.
+        norm: How BatchNorm runs in full fine-tuning: "frozen" (stored statistics) or "train" (those of the batch).
         spec: The model's name in the report.
         options: As `subject_of`.
     """
     subject = _subject(model, example_inputs, options)
-    full = dry_full(subject.traced, subject.graph.batch_size, subject.loss.function, subject.loss.make_target)
+    if norm not in ("frozen", "train"):
+        raise InputError(f"norm {norm!r} is unknown; choose frozen or train")
+    full = dry_full(
+        subject.traced, subject.graph.batch_size, subject.loss.function, subject.loss.make_target, norm=norm
+    )
     return build_report(subject.memory, full, optimizer=optimizer, spec=spec or type(subject.model).__name__)
 
 
@@ -201,11 +207,16 @@ def prepare(model: nn.Module, plan: Plan, importance: Importance | None = None) 
         PlanMismatchError: the plan was made for another model.
         InputError: weighted or top sampling without importance.
     """
-    return open_session(subject_for(model, plan), plan, importance)
+    traced, graph = traced_for(model, plan)
+    return _session(model, traced, graph, plan, importance)
 
 
 def open_session(subject: Subject, plan: Plan, importance: Importance | None = None) -> Session:
     """A session whose draws follow the plan's sampling; the first interval is drawn."""
+    return _session(subject.model, subject.traced, subject.graph, plan, importance)
+
+
+def _session(model: nn.Module, traced: Trace, graph: ModelGraph, plan: Plan, importance: Importance | None) -> Session:
     sampling = plan.sampling
     layers = [layer for layer in plan.layers if not layer.head]
 
@@ -224,17 +235,17 @@ def open_session(subject: Subject, plan: Plan, importance: Importance | None = N
             for layer in layers
         }
 
-    session = Session(subject.model, subject.traced, subject.graph, plan.updates(), planned_draw)
+    session = Session(model, traced, graph, plan.updates(), planned_draw)
     session.resample(0)
     return session
 
 
-def verify(model: nn.Module | Subject, plan: Plan, *, seed: int = 0) -> Verification:
+def verify(model: nn.Module | Subject, plan: Plan, *, loss: LossSpec | None = None, seed: int = 0) -> Verification:
     """One real step on this machine: predicted bytes against measured bytes, by category.
 
     The model's weights are put back afterwards.
     """
-    subject = model if isinstance(model, Subject) else subject_for(model, plan)
+    subject = model if isinstance(model, Subject) else subject_for(model, plan, loss=loss)
     figures = footprint(subject.memory, plan.updates())
     certified = dry_run(subject.traced, subject.graph, plan.updates(), subject.loss.function, subject.loss.make_target)
     trained = list(subject.model.parameters())
@@ -263,6 +274,7 @@ def train(
     batches: Batches,
     recipe: Recipe,
     *,
+    loss: LossSpec | None = None,
     importance: Importance | None = None,
     start_epoch: int = 0,
     on_step: Callable[[int, int, float], None] = lambda _epoch, _step, _loss: None,
@@ -273,7 +285,7 @@ def train(
     Raises:
         PlanMismatchError, DivergenceError, InputError.
     """
-    subject = model if isinstance(model, Subject) else subject_for(model, plan)
+    subject = model if isinstance(model, Subject) else subject_for(model, plan, loss=loss)
     if importance is not None:
         importance.check(subject.graph)
         if start_epoch == 0:

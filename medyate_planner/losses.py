@@ -71,8 +71,9 @@ def _cross_entropy(outputs: Any, target: Tensor) -> Tensor:
 
 
 def _mean_squared_error(outputs: Any, target: Tensor) -> Tensor:
+    # Not functional.mse_loss: torch 2.13's kernel returns a scalar in a storage as large as its input.
     prediction = first_output(outputs)
-    return functional.mse_loss(prediction, target.reshape(prediction.shape))
+    return (prediction - target.reshape(prediction.shape)).square().mean()
 
 
 def _class_target(outputs: Any) -> Tensor:

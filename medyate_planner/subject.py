@@ -42,29 +42,39 @@ def subject_of(
     """Trace a model once; report, rank, plan, verify and train can all start from the result."""
     traced = trace(model, example_inputs, head=head, dropout=dropout, device=device)
     graph = traced.graph(batch_size or _batch_of(example_inputs))
-    chosen = named_loss(loss)
-    memory = MemoryModel(graph, loss=loss_keeps(traced, graph, chosen.function, chosen.make_target))
-    return Subject(model=model, traced=traced, graph=graph, memory=memory, loss=chosen, dropout=dropout)
+    return _subject(model, traced, graph, loss, dropout)
 
 
-def subject_for(model: nn.Module, plan: Plan, *, batch_size: int | None = None) -> Subject:
-    """Trace a model as the plan describes it, and check that the plan fits."""
+def subject_for(model: nn.Module, plan: Plan, *, loss: LossSpec | None = None) -> Subject:
+    """Trace a model as the plan describes it, and check that the plan fits.
+
+    `loss` is needed where the plan was made in Python with a loss of the user's own.
+    """
+    traced, graph = traced_for(model, plan)
+    return _subject(model, traced, graph, plan.loss if loss is None else loss, plan.dropout)
+
+
+def traced_for(model: nn.Module, plan: Plan) -> tuple[Trace, ModelGraph]:
+    """Capture a model as the plan describes it.
+
+    Raises:
+        PlanMismatchError: the plan was made for another model.
+    """
     specs = [InputSpec(shape=i.shape, dtype=i.dtype, name=i.name) for i in plan.model.inputs]
     examples = [spec.example(2) for spec in specs]
     inputs: ExampleInputs = tuple(examples)
     if any(spec.name for spec in specs):
         inputs = {str(spec.name): example for spec, example in zip(specs, examples, strict=True)}
-    subject = subject_of(
-        model,
-        inputs,
-        batch_size=batch_size or plan.batch_size,
-        loss=plan.loss,
-        head=plan.model.head_pattern,
-        dropout=plan.dropout,
-        device=plan.device,
-    )
-    plan.check(subject.graph)
-    return subject
+    traced = trace(model, inputs, head=plan.model.head_pattern, dropout=plan.dropout, device=plan.device)
+    graph = traced.graph(plan.batch_size)
+    plan.check(graph)
+    return traced, graph
+
+
+def _subject(model: nn.Module, traced: Trace, graph: ModelGraph, loss: LossSpec, dropout: str) -> Subject:
+    chosen = named_loss(loss)
+    memory = MemoryModel(graph, loss=loss_keeps(traced, graph, chosen.function, chosen.make_target))
+    return Subject(model=model, traced=traced, graph=graph, memory=memory, loss=chosen, dropout=dropout)
 
 
 def _batch_of(example_inputs: ExampleInputs) -> int:

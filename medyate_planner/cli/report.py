@@ -16,6 +16,7 @@ def report(
     /,
     *,
     optimizer: str = "sgd",
+    norm: str = "frozen",
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
     options: ModelOptions = ModelOptions(),
     out: OutputOptions = OutputOptions(),
@@ -30,6 +31,8 @@ def report(
         mcunet-5fps, torchvision:NAME, timm:NAME, hf:DIR, module:factory or file.py:factory.
     optimizer
         sgd, momentum, adam or adamw: whose state full fine-tuning would need.
+    norm
+        How BatchNorm runs in full fine-tuning: frozen or train.
     output
         Write report.json here.
     """
@@ -39,7 +42,7 @@ def report(
     check_output(output, force=out.force)
     loaded = load(model, options)
     say(f"model: {loaded.spec}, input {'x'.join(map(str, loaded.input_shape))}, weights: {loaded.weights_source}")
-    made = make_report(make_subject(loaded, options), optimizer=optimizer, spec=loaded.spec)
+    made = make_report(make_subject(loaded, options), optimizer=optimizer, norm=norm, spec=loaded.spec)
     if output is not None:
         made.save(output, force=out.force)
         say(f"wrote {output}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,11 +57,18 @@ def dry_run(
         return measure_step(session, args, kwargs, target, loss_function)
 
 
-def dry_full(traced: Trace, batch_size: int, loss_function: LossFunction, make_target: MakeTarget) -> FullStep:
-    """Full fine-tuning of the captured model as PyTorch runs it: every parameter trained, nothing lean."""
+def dry_full(
+    traced: Trace, batch_size: int, loss_function: LossFunction, make_target: MakeTarget, *, norm: str = "frozen"
+) -> FullStep:
+    """Full fine-tuning of the captured model as PyTorch runs it: every parameter trained, nothing lean.
+
+    `norm="train"` lets BatchNorm use the statistics of the batch.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = _fake_trace(traced, mode)
     module = fake.module
+    if norm == "train":
+        module = _with_batch_statistics(module)
     with mode:
         args, kwargs = fake_inputs(fake, batch_size)
         resident = [*module.parameters(), *module.buffers()]
@@ -134,6 +143,18 @@ def fake_inputs(traced: Trace, batch_size: int) -> tuple[tuple[Tensor, ...], dic
         else:
             named[spec.name] = batch
     return tuple(positional), named
+
+
+def _with_batch_statistics(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy in which every batch norm runs in training mode."""
+    with warnings.catch_warnings():  # torch's own graph copy warns about a deprecation of its own
+        warnings.simplefilter("ignore", FutureWarning)
+        changed = fx.GraphModule(module, copy.deepcopy(module.graph))
+    for node in changed.graph.nodes:
+        if node.target is torch.ops.aten.batch_norm.default:
+            node.args = (*node.args[:5], True, *node.args[6:])
+    changed.recompile()
+    return changed
 
 
 def _fake_trace(traced: Trace, mode: FakeTensorMode) -> Trace:

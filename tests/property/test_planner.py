@@ -442,7 +442,7 @@ def test_optimal_with_all_layers_forbidden_says_so() -> None:
     [
         ({"scope": "peak"}, "scope 'peak' is unknown"),
         ({"granularity": 0}, "granularity: expected 1 or more"),
-        ({"max_layers": 0}, "max layers: expected 1 or more"),
+        ({"max_layers": 0}, "--max-layers: expected 1 or more"),
         ({"force_layers": ("nothing*",)}, "'nothing*' matches no layer"),
         ({"forbid_layers": ("c",)}, "'c' matches no layer"),
     ],
