@@ -40,6 +40,24 @@ def test_the_table_is_what_the_demo_printed() -> None:
     assert "\n".join(rows) in "\n".join(line.rstrip() for line in printed.splitlines())
 
 
+def test_the_sign_digits_figures_are_those_of_the_report() -> None:
+    printed = (ROOT / "reports" / "sign_digits.txt").read_text(encoding="utf-8")
+    last = re.findall(r"^ +3 +\S+ +(0\.\d+) +([\d,]+)", printed, flags=re.MULTILINE)
+    claimed = re.search(r"test accuracy of ([\d.]+), ([\d.]+) and ([\d.]+)", README)
+    assert claimed is not None
+    assert [f"{float(accuracy):.3f}" for accuracy, _ in last] == list(claimed.groups())
+    assert all(int(measured.replace(",", "")) <= 512_000 for _, measured in last)
+
+
+@pytest.mark.assets
+def test_the_saved_bytes_of_full_fine_tuning_are_the_reports() -> None:
+    from networks import subject
+
+    from medyate_planner import report
+
+    assert f"{report(subject('mcunet-5fps', 8)).full.saved_bytes:,} B" in README
+
+
 @pytest.mark.parametrize("line", re.findall(r"`(medyate [^`]+)`", README))
 def test_every_command_that_is_named_exists(line: str) -> None:
     from medyate_planner.cli import build_app
