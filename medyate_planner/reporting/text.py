@@ -167,7 +167,8 @@ def render_comparison(rows: Sequence[tuple[str, float, int, float]]) -> Iterable
 
 
 def _table(title: str, *columns: tuple[str, str]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    heading = Text(title, no_wrap=True, overflow="ignore")  # may be wider than its table
+    table = Table(title=heading, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name, justify in columns:
         table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True)
     return table

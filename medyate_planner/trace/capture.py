@@ -109,12 +109,7 @@ def trace(
                 model,
                 args,
                 kwargs,
-                dynamic_shapes=(
-                    [shapes] * len(args) and tuple([shapes] * len(args)),
-                    dict.fromkeys(kwargs, shapes),
-                )
-                if kwargs
-                else tuple([shapes] * len(args)),
+                dynamic_shapes=dict.fromkeys(kwargs, shapes) if kwargs else tuple([shapes] * len(args)),
                 strict=False,
             )
             module = program.module(check_guards=False)
