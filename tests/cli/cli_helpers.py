@@ -150,7 +150,7 @@ def environment(**more: str) -> dict[str, str]:
 def module_cli(*arguments: object) -> Done:
     """Run `python -m medyate_planner` in a process of its own."""
     command = [sys.executable, "-m", "medyate_planner", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600, check=False)
     return Done(code=result.returncode, out=result.stdout, err=result.stderr)
 
 

@@ -350,7 +350,7 @@ def test_signal_in_the_second_epoch_loses_no_bit(folder: Path, number: signal.Si
     try:
         wait_for(lambda: (folder / "reached").exists(), process)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     finally:
         process.kill()
     if number == signal.SIGINT:
@@ -364,12 +364,19 @@ def start_waiting(call: int) -> subprocess.Popen[str]:
     """A training in a process of its own that stops at a sample and waits for a signal."""
     command = [sys.executable, "-m", "medyate_planner", *map(str, counted("plan.json", "new"))]
     more = environment(STOP_AT=str(call), STOP_HOW="wait")
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=more)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=more, preexec_fn=hear_interrupts
+    )
+
+
+def hear_interrupts() -> None:
+    """A shell's background job inherits that SIGINT is ignored; a person's terminal does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(reached: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Wait until something has happened, but no longer than the process lives."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not reached():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -398,7 +405,7 @@ main(sys.argv[1:])
 
 def test_kill_while_the_checkpoint_is_written_loses_no_bit(folder: Path) -> None:
     command = [sys.executable, "-c", KILLED_WHILE_SAVING, *map(str, counted("plan.json", "new"))]
-    killed = subprocess.run(command, capture_output=True, env=environment(), timeout=120, check=False)
+    killed = subprocess.run(command, capture_output=True, env=environment(), timeout=600, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert len(json_lines(folder / "new" / "metrics.jsonl")) == 2
     done(*counted("plan.json", "new", "--resume"))
