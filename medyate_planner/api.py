@@ -93,7 +93,7 @@ def rank(
     subject = _subject(model, example_inputs, {"loss": loss, **options})
     chosen = recipe or Recipe(epochs=max(1, warm_head_epochs))
     head_names = _head_parameters(subject.graph)
-    own = dict(subject.model.named_parameters())
+    own = dict(subject.model.named_parameters(remove_duplicate=False))
     before = {name: own[name].detach().clone() for name in head_names}
     count = min(steps_per_epoch, max_batches or steps_per_epoch)
     try:
@@ -208,6 +208,8 @@ def prepare(model: nn.Module, plan: Plan, importance: Importance | None = None) 
         InputError: weighted or top sampling without importance.
     """
     traced, graph = traced_for(model, plan)
+    if importance is not None:
+        importance.check(graph)
     return _session(model, traced, graph, plan, importance)
 
 
@@ -236,7 +238,11 @@ def _session(model: nn.Module, traced: Trace, graph: ModelGraph, plan: Plan, imp
         }
 
     session = Session(model, traced, graph, plan.updates(), planned_draw)
-    session.resample(0)
+    try:
+        session.resample(0)
+    except BaseException:
+        session.finish()
+        raise
     return session
 
 
@@ -255,16 +261,18 @@ def verify(model: nn.Module | Subject, plan: Plan, *, loss: LossSpec | None = No
     neutral = (
         None
         if plan.sampling.method in ("uniform", "static")
-        else from_weights(subject.graph, dict(subject.model.named_parameters()))
+        else from_weights(subject.graph, dict(subject.model.named_parameters(remove_duplicate=False)))
     )
-    with open_session(subject, plan, neutral) as session:
+    try:
+        with open_session(subject, plan, neutral) as session:
+            with torch.no_grad():
+                target = subject.loss.make_target(session.eval()(*args, **kwargs))
+            session.train().set_lr(1e-3, clip=5.0)
+            measured = measure_step(session, args, kwargs, target, subject.loss.function)
+    finally:
         with torch.no_grad():
-            target = subject.loss.make_target(session.eval()(*args, **kwargs))
-        session.train().set_lr(1e-3, clip=5.0)
-        measured = measure_step(session, args, kwargs, target, subject.loss.function)
-    with torch.no_grad():
-        for parameter, original in zip(trained, before, strict=True):
-            parameter.copy_(original)
+            for parameter, original in zip(trained, before, strict=True):
+                parameter.copy_(original)
     return compare(plan, figures, certified, measured)
 
 

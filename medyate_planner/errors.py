@@ -60,6 +60,12 @@ class DivergenceError(MedyateError):
     exit_code = 1
 
 
+class CertificationError(MedyateError):
+    """The closed form and the dry run disagree about a plan."""
+
+    exit_code = 1
+
+
 class SolverError(MedyateError):
     """The solver stopped without any plan."""
 

@@ -44,7 +44,7 @@ _MEMBERS: Mapping[str, str] = {
     MAX_POOL: "max_pool2d",
     AVG_POOL: "avg_pool2d",
     ADAPTIVE_AVG_POOL: "adaptive_avg_pool2d",
-    DROPOUT: "dropout feature_dropout",
+    DROPOUT: "dropout",
     KEEPS_NOTHING: (
         "add sub rsub neg cat stack hstack concat view reshape _unsafe_view flatten unflatten permute transpose t "
         "movedim swapaxes squeeze unsqueeze select slice narrow chunk split split_with_sizes tensor_split unbind "
@@ -58,6 +58,9 @@ _MEMBERS: Mapping[str, str] = {
     GROUP_NORM: "group_norm",
 }
 _FAMILY_OF = {name: family for family, names in _MEMBERS.items() for name in names.split()}
+
+
+DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
 
 
 def family_of(operator: str) -> str:

@@ -108,7 +108,10 @@ class Op:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A distinct weight that may be updated, by input channels, and the operators that use it (`sites`)."""
+    """A distinct weight that may be updated, by input channels, and the operators that use it (`sites`).
+
+    `trainable` is False where the user had frozen it (requires_grad) when the model was traced.
+    """
 
     name: str
     kind: LayerKind
@@ -118,6 +121,7 @@ class Layer:
     bias: str | None
     groups: int
     sites: tuple[str, ...]
+    trainable: bool = True
 
     @property
     def channels(self) -> int:
@@ -216,7 +220,6 @@ class ModelGraph:
             ],
             "parameters": {name: [list(shape), dtype] for name, (shape, dtype) in self.parameters.items()},
             "inputs": [[list(self.values[name].shape[1:]), self.values[name].dtype] for name in self.inputs],
-            "outputs": list(self.outputs),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from medyate_planner.errors import CertificationError
 from medyate_planner.graph import ModelGraph
 from medyate_planner.memory.model import Updates
 from medyate_planner.memory.timeline import Footprint, footprint
@@ -20,6 +21,7 @@ from medyate_planner.planning.plan import (
 from medyate_planner.planning.request import Decision, PlanRequest
 from medyate_planner.subject import Subject
 from medyate_planner.training.dryrun import dry_run
+from medyate_planner.training.measure import StepMeasurement
 
 
 def plan_from(
@@ -33,6 +35,7 @@ def plan_from(
     graph, updates = subject.graph, decision.updates
     figures = footprint(subject.memory, updates)
     certified = dry_run(subject.traced, graph, updates, subject.loss.function, subject.loss.make_target)
+    _certify(figures, certified)
     inputs = tuple(
         ModelInput.model_validate({"shape": s.shape, "dtype": s.dtype, "name": s.name}) for s in subject.traced.inputs
     )
@@ -48,6 +51,7 @@ def plan_from(
         dtype=graph.layers[0].dtype if graph.layers else "float32",
         device=subject.traced.device,
         loss=subject.loss.name,
+        loss_outputs=graph.outputs,
         dropout="keep" if subject.dropout == "keep" else "off",
         budget_bytes=asked.budget_bytes,
         scope="update" if asked.scope == "update" else "training",
@@ -65,6 +69,19 @@ def plan_from(
         sampling=sampling,
         importance=reference,
     )
+
+
+def _certify(figures: Footprint, certified: StepMeasurement) -> None:
+    """Raise `CertificationError` unless the dry run holds, to the byte, what the closed form says."""
+    for name in ("training_bytes", "saved_bytes"):
+        closed, dry = getattr(figures, name), getattr(certified, name)
+        if closed != dry:
+            raise CertificationError(
+                f"the plan could not be certified: {name} is {closed:,} in closed form and {dry:,} in the dry run; "
+                "this is a fault of the memory model, please report the network",
+                closed_form_bytes=closed,
+                dry_run_bytes=dry,
+            )
 
 
 def _planned_layers(graph: ModelGraph, updates: Updates) -> tuple[PlannedLayer, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -12,7 +12,8 @@ from medyate_planner.losses import Loss, LossFunction, named_loss
 from medyate_planner.memory.model import MemoryModel
 from medyate_planner.planning.plan import Plan
 from medyate_planner.trace import ExampleInputs, InputSpec, Trace, trace
-from medyate_planner.training.dryrun import loss_keeps
+from medyate_planner.trace.layers import find_head
+from medyate_planner.training.dryrun import view_loss
 
 LossSpec = str | LossFunction | Loss
 
@@ -68,12 +69,22 @@ def traced_for(model: nn.Module, plan: Plan) -> tuple[Trace, ModelGraph]:
     traced = trace(model, inputs, head=plan.model.head_pattern, dropout=plan.dropout, device=plan.device)
     graph = traced.graph(plan.batch_size)
     plan.check(graph)
-    return traced, graph
+    return traced, reading(graph, plan.loss_outputs, traced.head_pattern)
+
+
+def reading(graph: ModelGraph, outputs: tuple[str, ...], head_pattern: str | None) -> ModelGraph:
+    """The graph as a loss sees it that reads only these outputs: what leads to the others needs no gradient."""
+    if set(outputs) == set(graph.outputs):
+        return graph
+    seen = replace(graph, outputs=outputs)
+    return replace(seen, head=find_head(seen, head_pattern))
 
 
 def _subject(model: nn.Module, traced: Trace, graph: ModelGraph, loss: LossSpec, dropout: str) -> Subject:
     chosen = named_loss(loss)
-    memory = MemoryModel(graph, loss=loss_keeps(traced, graph, chosen.function, chosen.make_target))
+    seen = view_loss(traced, graph, chosen.function, chosen.make_target)
+    graph = reading(graph, seen.reads, traced.head_pattern)
+    memory = MemoryModel(graph, loss=seen.keeps)
     return Subject(model=model, traced=traced, graph=graph, memory=memory, loss=chosen, dropout=dropout)
 
 

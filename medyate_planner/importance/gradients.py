@@ -33,9 +33,11 @@ def probe(
         InputError: no batch.
         DivergenceError: a loss or gradient is not finite.
     """
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     modes = [(module, module.training) for module in model.modules()]
-    required = [(p, p.requires_grad) for p in parameters.values()]
+    required = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    for parameter, _, _ in required:
+        parameter.grad = None
     energy = {layer.name: np.zeros(layer.channels) for layer in graph.layers}
     norms = {layer.name: np.zeros(layer.channels) for layer in graph.layers}
     bias_energy = {layer.name: 0.0 for layer in graph.layers if layer.bias}
@@ -43,8 +45,9 @@ def probe(
     model.eval()
     try:
         wanted = {layer.weight for layer in graph.layers} | {layer.bias for layer in graph.layers}
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name in wanted)
+        wanted_ids = {id(parameters[name]) for name in wanted if name}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in wanted_ids)
         for x, target in batches:
             loss = loss_function(call(model, x), target)
             if not torch.isfinite(loss):
@@ -64,9 +67,9 @@ def probe(
     finally:
         for module, training in modes:
             module.training = training
-        for parameter, flag in required:
+        for parameter, flag, gradient in required:
             parameter.requires_grad_(flag)
-            parameter.grad = None
+            parameter.grad = gradient
     if not count:
         raise InputError("no batch to measure importance on: the training set is smaller than one batch")
     return Importance(

@@ -103,6 +103,7 @@ class Plan(_Part):
     dtype: str = "float32"
     device: str = "cpu"
     loss: str = "cross-entropy"
+    loss_outputs: tuple[str, ...] = Field(description="names of the model's outputs (in its graph) that the loss reads")
     dropout: Literal["off", "keep"] = "off"
     norm: Literal["frozen"] = "frozen"
     budget_bytes: int = Field(ge=1)

@@ -84,6 +84,7 @@ class PlanRequest:
             and not _matches(layer.name, self.forbid_layers)
             and reachable[layer.name]
             and layer.channels >= self.granularity
+            and (layer.trainable or _matches(layer.name, self.force_layers))
         )
 
     @cached_property

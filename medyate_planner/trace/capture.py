@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, export
 
 from medyate_planner.errors import InputError, TraceError
-from medyate_planner.families import CONV, DROPOUT, family_of
+from medyate_planner.families import CONV, DROPOUTS, family_of
 from medyate_planner.graph import ModelGraph
 from medyate_planner.trace.fake import dtype_name, operator_name
 
@@ -86,7 +86,8 @@ def trace(
         model: Any module that torch.export can capture; on the meta device too. Left as it was found.
         example_inputs: A tensor, a tuple of them, or a dict of keyword inputs, batch first; values do not matter.
         head: Pattern of layer names to train in full, "none", or None for the last weight layers.
-        dropout: "off" or "keep".
+        dropout: "off" or "keep": dropout modules run as in training (not what a model draws by itself in training
+            mode alone, such as stochastic depth or the dropout inside attention).
         device: Where the model is to be trained; predictions are made for this device.
 
     Raises:
@@ -175,7 +176,7 @@ def _clean(module: fx.GraphModule, dropout: str) -> None:
             graph.erase_node(node)
         elif family_of(name) == CONV and len(node.args) > 4 and isinstance(node.args[4], str):
             _explicit_padding(graph, node)
-        elif family_of(name) == DROPOUT:
+        elif name.rstrip("_") in DROPOUTS:
             if dropout == "keep":
                 node.args = (*node.args[:2], True)
             else:

@@ -28,7 +28,7 @@ def find_layers(
     for weight, users in sites.items():
         parameter = parameters[weight]
         groups = _groups(users[0])
-        biases = {op.bias for op in users}
+        bias = _own_bias(users, ops, parameters, excluded)
         layers.append(
             Layer(
                 name=weight.removesuffix(".weight"),
@@ -36,12 +36,27 @@ def find_layers(
                 weight=weight,
                 weight_shape=tuple(parameter.shape),
                 dtype=dtype_name(parameter),
-                bias=biases.pop() if len(biases) == 1 else None,
+                bias=bias,
+                trainable=parameter.requires_grad,
                 groups=groups,
                 sites=tuple(op.name for op in users),
             )
         )
     return tuple(layers)
+
+
+def _own_bias(
+    users: Sequence[Op], ops: Sequence[Op], parameters: Mapping[str, nn.Parameter], excluded: frozenset[int]
+) -> str | None:
+    """The bias of a layer, if it is one that all its sites and nothing else use, and that the user did not freeze."""
+    names = {op.bias for op in users}
+    name = names.pop() if len(names) == 1 else None
+    if name is None:
+        return None
+    parameter = parameters[name]
+    own = {op.name for op in users}
+    elsewhere = any(op.bias and parameters[op.bias] is parameter and op.name not in own for op in ops)
+    return None if elsewhere or id(parameter) in excluded or not parameter.requires_grad else name
 
 
 def _groups(op: Op) -> int:
@@ -76,4 +91,8 @@ def find_head(graph: ModelGraph, pattern: str | None) -> tuple[str, ...]:
         return names
     sites = {op.name for op in graph.ops if op.weight is not None and op.name in graph.feeds_output}
     last = {site for site in sites if sites.isdisjoint(nx.descendants(graph.flow, site))}
-    return tuple(layer.name for layer in graph.layers if last.issuperset(layer.sites))
+    return tuple(
+        layer.name
+        for layer in graph.layers
+        if layer.trainable and (seen := sites.intersection(layer.sites)) and last.issuperset(seen)
+    )

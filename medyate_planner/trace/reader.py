@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from medyate_planner.trace.capture import InputSpec, Trace
 
 
+_LARGEST_WINDOW = 256  # a place inside a larger one does not fit into a byte
+
+
 class GraphReader:
     """One run of the FX graph under FakeTensorMode, noting shapes, storages and what unknown operators keep."""
 
@@ -73,13 +76,13 @@ class GraphReader:
         return replace(graph, head=find_head(graph, self.traced.head_pattern))
 
     def _parameters_used_otherwise(self, parameters: Mapping[str, nn.Parameter]) -> frozenset[int]:
-        """Parameters that are not only weights of a layer (tied to an embedding): their gradient has unseen parts."""
-        weights = {op.name for op in self.ops if op.weight is not None}
+        """Parameters that are not only weights, or only biases, of a layer: their gradient has unseen parts."""
+        layers = {op.name: op for op in self.ops if op.weight is not None}
         return frozenset(
             id(parameters[name])
             for node, name in self.parameter_nodes.items()
             for user in node.users
-            if user.name not in weights or user.args[1] is not node
+            if user.name not in layers or name not in (layers[user.name].weight, layers[user.name].bias)
         )
 
     def _input(self, node: fx.Node, spec: InputSpec) -> Tensor:
@@ -143,7 +146,9 @@ class GraphReader:
         name = operator_name(node.target)
         family = f.family_of(name)
         frozen_weight = len(node.args) > 1 and node.args[1] in self.parameter_nodes
-        if family in (f.CONV, f.LINEAR) and not frozen_weight:
+        if family in (f.CONV, f.LINEAR) and not (frozen_weight and self._has_plain_bias(node)):
+            return f.MEASURED
+        if family == f.MAX_POOL and _window_elements(args[1]) > _LARGEST_WINDOW:
             return f.MEASURED
         if family == f.BATCH_NORM and (args[5] or args[3] is None):
             return f.MEASURED
@@ -156,6 +161,11 @@ class GraphReader:
         if name == "pad" and len(args) > 2 and args[2] != "constant":
             return f.MEASURED
         return family
+
+    def _has_plain_bias(self, node: fx.Node) -> bool:
+        """Whether the bias is absent or a parameter, not something computed that needs a gradient of its own."""
+        bias = node.args[2] if len(node.args) > 2 else None
+        return bias is None or (isinstance(bias, fx.Node) and bias.op == "get_attr")
 
     def _note(self, name: str, tensor: Tensor, kind: StorageKind) -> TensorSpec:
         spec = TensorSpec(
@@ -265,6 +275,11 @@ class GraphReader:
     def _operands(self, node: fx.Node, has_weight: bool) -> tuple[str, ...]:
         nodes = [node.args[0]] if has_weight else node.all_input_nodes
         return tuple(n.name for n in nodes if isinstance(n, fx.Node) and isinstance(self.env[n], (Tensor, tuple, list)))
+
+
+def _window_elements(kernel: Any) -> int:
+    sides = [kernel, kernel] if isinstance(kernel, int) else [*kernel, *kernel][:2]
+    return int(sides[0]) * int(sides[1])
 
 
 def _is_inplace(node: fx.Node) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
 from medyate_planner.memory.model import Updates
 from medyate_planner.memory.rules import Keep
@@ -93,10 +94,20 @@ def dry_full(
     )
 
 
-def loss_keeps(
-    traced: Trace, graph: ModelGraph, loss_function: LossFunction, make_target: MakeTarget
-) -> tuple[Keep, ...]:
-    """What the loss keeps for its backward, measured on fake outputs; an output's own storage keeps its key."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossView:
+    """What the loss keeps for its backward (an output's own storage under its key), and which outputs it reads."""
+
+    keeps: tuple[Keep, ...]
+    reads: tuple[str, ...]
+
+
+def view_loss(traced: Trace, graph: ModelGraph, loss_function: LossFunction, make_target: MakeTarget) -> LossView:
+    """Run the loss on fake outputs of the model.
+
+    Raises:
+        InputError: the loss has no gradient with respect to any output.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = _fake_trace(traced, mode)
     kept: dict[int, Keep] = {}
@@ -108,6 +119,7 @@ def loss_keeps(
             target = make_target(outputs)
         names = dict(zip([id(t) for t in tree_leaves(outputs) if isinstance(t, Tensor)], graph.outputs, strict=False))
         storages: dict[int, str] = {}
+        leaves: dict[str, Tensor] = {}
 
         def leaf(value: Any) -> Any:
             if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -116,6 +128,8 @@ def loss_keeps(
             if id(value) in names:
                 storages[storage_key(fresh)] = f"storage/{graph.values[names[id(value)]].storage}"
             alive.append(fresh)
+            if id(value) in names:
+                leaves[names[id(value)]] = fresh
             return fresh
 
         def pack(tensor: Tensor) -> Tensor:
@@ -126,8 +140,12 @@ def loss_keeps(
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss_function(tree_map(leaf, outputs), target)
-    return tuple(kept.values())
+            loss = loss_function(tree_map(leaf, outputs), target)
+        if not loss.requires_grad:
+            raise InputError("the loss has no gradient with respect to any output of the model")
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    reads = tuple(name for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None)
+    return LossView(keeps=tuple(kept.values()), reads=reads)
 
 
 def fake_inputs(traced: Trace, batch_size: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:

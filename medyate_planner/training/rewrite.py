@@ -57,9 +57,22 @@ def rewrite(
     for op in graph.ops:
         if op.name in active and op.family in f.LEAN:
             _replace(lean, nodes[op.name], op, slots.get(op.name), anchor_node)
+    _cut_what_the_loss_ignores(lean, graph, active)
     lean.graph.eliminate_dead_code()
     lean.recompile()
     return lean
+
+
+def _cut_what_the_loss_ignores(lean: fx.GraphModule, graph: ModelGraph, active: frozenset[str]) -> None:
+    """Operators that lead only to outputs the loss does not read must keep nothing: hand them detached values."""
+    aside = {op.name for op in graph.ops if op.name not in graph.feeds_output}
+    for node in list(lean.graph.nodes):
+        if node.name not in aside:
+            continue
+        for source in [n for n in node.all_input_nodes if n.name.removeprefix("lean_") in active]:
+            with lean.graph.inserting_before(node):
+                cut = lean.graph.call_function(torch.ops.aten.detach.default, (source,))
+            node.replace_input_with(source, cut)
 
 
 def _replace(lean: fx.GraphModule, node: fx.Node, op: Op, slot: Slot | None, anchor: fx.Node) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from medyate_planner.errors import StepOrderError
+from medyate_planner.errors import InputError, StepOrderError
 from medyate_planner.graph import ModelGraph
 from medyate_planner.memory.model import MemoryModel, Updates
 from medyate_planner.trace import Trace, lookup
@@ -39,6 +40,7 @@ class Session:
         self.graph = graph
         self.updates = updates
         self.rule = UpdateRule()
+        self._inputs = traced.inputs
         self.training = True
         self._draw = draw
         self._modes = [(module, module.training) for module in model.modules()]
@@ -78,10 +80,13 @@ class Session:
 
         Raises:
             StepOrderError: a second forward before the first one's backward (mode `fused`).
+            InputError: inputs of another shape than planned for, or more samples: they would break the budget.
         """
         if not self.training:
+            self.model.eval()  # the user may have called model.train() in between
             with torch.no_grad():
                 return self.model(*args, **kwargs)
+        self._check_inputs(args, kwargs)
         pending = self._token() if self._token is not None else None
         if pending is not None and not pending.backward_began:
             raise StepOrderError(
@@ -94,13 +99,22 @@ class Session:
         self._watch(outputs)
         return outputs
 
+    def _check_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        for index, spec in enumerate(self._inputs):
+            given = kwargs.get(spec.name) if spec.name else (args[index] if index < len(args) else None)
+            if not isinstance(given, Tensor) or not given.dim():
+                continue
+            if given.shape[0] > self.graph.batch_size or tuple(given.shape[1:]) != spec.shape:
+                planned = (self.graph.batch_size, *spec.shape)
+                raise InputError(
+                    f"input {spec.name or index}: the plan was made for {planned}, got {tuple(given.shape)}; a larger "
+                    "batch would break the budget: plan again for it"
+                )
+
     def _watch(self, outputs: Any) -> None:
         """Notice when this forward's graph goes into backward or is dropped."""
-        tensors = outputs if isinstance(outputs, (tuple, list)) else [outputs]
-        if isinstance(outputs, Mapping):
-            tensors = list(outputs.values())
-        first = next((t for t in tensors if isinstance(t, Tensor) and t.requires_grad), None)
-        if first is None:
+        tensors = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.requires_grad]
+        if not tensors:
             self._token = None
             return
         token = _StepToken()
@@ -108,7 +122,8 @@ class Session:
         def began(_gradient: Tensor, token: _StepToken = token) -> None:
             token.backward_began = True
 
-        first.register_hook(began)  # type: ignore[no-untyped-call]
+        for tensor in tensors:
+            tensor.register_hook(began)  # type: ignore[no-untyped-call]
         self._token = weakref.ref(token)
 
     def resample(self, interval: int) -> dict[str, list[int]]:

@@ -58,6 +58,7 @@ class Slot:
         self.selection = 0  # how often the index was rewritten
         self._sum: tuple[Tensor | None, Tensor | None] = (None, None)
         self._arrived = 0
+        self._applied = False
 
     @property
     def trains_weight(self) -> bool:
@@ -93,8 +94,17 @@ class Slot:
         return compact
 
     def begin_step(self) -> None:
-        """Forget partial gradients of a step that never finished."""
-        self._sum, self._arrived = (None, None), 0
+        """Start a step.
+
+        Raises:
+            StepOrderError: the last backward reached only some of this layer's call sites.
+        """
+        arrived, self._arrived, self._sum, self._applied = self._arrived, 0, (None, None), False
+        if 0 < arrived < self.sites:
+            raise StepOrderError(
+                f"layer {self.layer.name}: backward reached {arrived} of its {self.sites} call sites, so it was not "
+                "updated; the loss must depend on every output that the plan was made for"
+            )
 
     def check_selection(self, selection: int) -> None:
         """Raise `StepOrderError` if the channels were redrawn between forward and backward."""
@@ -110,6 +120,11 @@ class Slot:
             if gradient is not None:
                 for observe in self.rule.observers:
                     observe(gradient, self._arrived == 0)
+        if self._applied:
+            raise StepOrderError(
+                f"layer {self.layer.name}: a second backward through one forward; update mode `fused` has changed the "
+                "weights since, so the gradients would be wrong"
+            )
         self._arrived += 1
         if self._arrived == 1:
             self._sum = (weight_gradient, bias_gradient)
@@ -118,7 +133,7 @@ class Slot:
                 if total is not None and part is not None:
                     total.add_(part)
         if self._arrived == self.sites:
-            gradients, self._sum, self._arrived = self._sum, (None, None), 0
+            gradients, self._sum, self._arrived, self._applied = self._sum, (None, None), 0, True
             self._apply(*gradients)
 
     @torch.no_grad()

@@ -101,6 +101,8 @@ class _Linear(torch.autograd.Function):
             if slot.trains_weight:
                 ctx.save_for_backward(slot.keep(_compact_features(x, slot)))
         result: Tensor = _aten.linear.default(x, weight, bias)
+        if result.dim() > 2:  # made through a view, which nothing could then change in place
+            result = _aten._unsafe_view.default(result, result.shape)
         return result
 
     @staticmethod

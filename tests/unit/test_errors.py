@@ -18,6 +18,7 @@ EXIT_CODES = {
     "PlanMismatchError": 2,
     "InterruptedByUser": 130,
     "StepOrderError": 2,
+    "CertificationError": 1,
     "DivergenceError": 1,
     "SolverError": 1,
     "InfeasibleBudgetError": 3,
