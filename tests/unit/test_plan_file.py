@@ -43,6 +43,7 @@ def small_plan(**changes: Any) -> Plan:
             inputs=(ModelInput(shape=(4, 2, 2), dtype="float32"),),
         ),
         "batch_size": 2,
+        "loss_outputs": ("linear",),
         "budget_bytes": 1000,
         "scope": "training",
         "strategy": "optimal",

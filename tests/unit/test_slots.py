@@ -100,6 +100,7 @@ def test_slot_updates_as_sgd_does(name: str, with_bias: bool, weight_decay: floa
         if clip is not None:
             torch.nn.utils.clip_grad_norm_([compact, other_bias], clip)
         optimizer.step()
+        slot.begin_step()
         slot.receive(sliced(layer, gradient, channels), bias_gradient.clone() if with_bias else None)
     torch.testing.assert_close(weight.detach()[mask], compact.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(bias.detach(), other_bias.detach(), rtol=1e-6, atol=1e-6)
@@ -129,6 +130,7 @@ def test_full_slot_updates_as_sgd_does(name: str, weight_decay: float, clip: flo
         if clip is not None:
             torch.nn.utils.clip_grad_norm_([twin, twin_bias], clip)
         optimizer.step()
+        slot.begin_step()
         slot.receive(*parts)
     torch.testing.assert_close(weight.detach(), twin.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(bias.detach(), twin_bias.detach(), rtol=1e-6, atol=1e-6)
@@ -153,8 +155,13 @@ def test_slot_of_several_sites_applies_their_sum_once_after_the_last() -> None:
     assert slot.bias is not None
     assert slot.bias.tolist() == [-3.0, -3.0]
     assert [gradient.tolist() for gradient in seen] == [[[7.0, 7.0]] * 2]
+    with pytest.raises(StepOrderError, match="second backward"):
+        slot.receive(torch.ones(2, 2), None)
+    slot.begin_step()
     slot.receive(torch.ones(2, 2), None)
-    slot.begin_step()  # a step that never finished leaves nothing behind
+    with pytest.raises(StepOrderError, match="1 of its 3 call sites"):
+        slot.begin_step()  # a backward that did not reach all sites is told, and leaves nothing behind
+    slot.begin_step()
     for _ in range(3):
         slot.receive(torch.ones(2, 2), None)
     assert slot.weight.tolist() == [[-10.0, -10.0, 0.0, 0.0]] * 2
