@@ -114,6 +114,11 @@ class MemoryModel:
             if self.graph.layer_by_name[name].bias is None:
                 raise InputError(f"layer {name}: has no bias of its own to update")
 
+    def channels(self, updates: Updates) -> Mapping[str, int]:
+        """Number of updated channels, by layer; a layer in full updates all it has."""
+        selected = {name: n for name, n in updates.quotas.items() if n > 0}
+        return {**selected, **{name: self.graph.layer_by_name[name].channels for name in updates.full}}
+
     def active(self, updates: Updates) -> frozenset[str]:
         """Operators whose output needs a gradient: updated sites and all that lies downstream of one."""
         trained = updates.layers

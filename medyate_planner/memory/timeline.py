@@ -8,8 +8,10 @@ updated operator, when its gradient is alive beside all that is not yet released
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from medyate_planner.memory.accounting import elements
 from medyate_planner.memory.channels import INDEX_BYTES
 from medyate_planner.memory.model import MemoryModel, Step, Updates
 
@@ -64,7 +66,7 @@ def footprint(model: MemoryModel, updates: Updates) -> Footprint:
     """
     model.check(updates)
     active = model.active(updates)
-    channels = _channels(model, updates)
+    channels = model.channels(updates)
     kept_at: dict[int, int] = {}
     passthrough_bytes = selected_bytes = 0
     seen: set[str] = set()
@@ -101,7 +103,6 @@ def footprint(model: MemoryModel, updates: Updates) -> Footprint:
                     index_bytes=index_bytes,
                 )
             )
-    costs = model.costs
     return Footprint(
         training_bytes=max(moment.total_bytes for moment in moments),
         saved_bytes=saved_bytes,
@@ -112,7 +113,7 @@ def footprint(model: MemoryModel, updates: Updates) -> Footprint:
         index_bytes=index_bytes,
         optimizer_bytes=0,
         update_bytes=selected_bytes + sum(gradient.values()),
-        elements=sum(n * costs[name].elements for name, n in channels.items()),
+        elements=elements(model, updates),
         moments=tuple(moments),
     )
 
@@ -122,12 +123,6 @@ def gradient_bytes(model: MemoryModel, name: str, channels: int, updates: Update
     cost = model.costs[name]
     bias = cost.bias_gradient_bytes if name in updates.biases or name in updates.full else 0
     return cost.gradient_bytes * channels + bias
-
-
-def _channels(model: MemoryModel, updates: Updates) -> dict[str, int]:
-    layers = model.graph.layer_by_name
-    channels = {name: n for name, n in updates.quotas.items() if n > 0}
-    return {**channels, **{name: layers[name].channels for name in updates.full}}
 
 
 def _new_passthrough(step: Step, active: frozenset[str], seen: set[str]) -> int:
@@ -143,7 +138,7 @@ def _new_passthrough(step: Step, active: frozenset[str], seen: set[str]) -> int:
     return added
 
 
-def _selected_at(model: MemoryModel, step: Step, channels: dict[str, int]) -> int:
+def _selected_at(model: MemoryModel, step: Step, channels: Mapping[str, int]) -> int:
     if step.layer is None or not channels.get(step.layer.name):
         return 0
     site = step.layer.sites.index(step.op.name)

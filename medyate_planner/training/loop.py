@@ -153,9 +153,10 @@ def train_step(
         return _forward_backward(session, x, target, loss, where), None
     with StepMeter(session, [*tensors_of(x), *tensors_of(target)], live=True) as meter:
         outputs = invoke(session, x)
-        meter.kept.phase = "loss"
+        meter.enter_phase("loss")
         result = loss.function(outputs, target)
         del outputs  # as in an unmeasured step, where nothing but the graph holds them
+        meter.enter_phase("backward")
         value = _backward(result, where, session.rule.lr)
     return value, meter.measurement(loss=value)
 

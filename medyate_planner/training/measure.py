@@ -1,4 +1,4 @@
-"""Real bytes of a training step: what autograd holds, which gradients live, what is live at dispatch level.
+"""Real bytes of a planned training step: what autograd holds, which gradients live, what is live at dispatch level.
 
 The same instruments run on real tensors (verify, train) and on fake ones (the dry run), which is how they can agree
 to the byte. Workspace that a kernel allocates inside itself is invisible to all of them.
@@ -6,20 +6,21 @@ to the byte. Workspace that a kernel allocates inside itself is invisible to all
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from medyate_planner.memory.moments import Category, Place, Timeline
 from medyate_planner.trace import storage_key
+from medyate_planner.training.kept import KeptTracker
+from medyate_planner.training.live import LiveTracker
+from medyate_planner.training.places import Places
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -39,136 +40,37 @@ class StepMeasurement:
     live_peak_bytes: int | None
     alive_saved_bytes: int | None
     loss: float | None
-
-
-class _Packed:
-    """What autograd holds instead of a saved tensor; tells its keeper when it is let go."""
-
-    __slots__ = ("keeper", "key", "tensor")
-
-    def __init__(self, tensor: Tensor, key: int, keeper: KeptTracker) -> None:
-        self.tensor, self.key, self.keeper = tensor, key, keeper
-
-    def __del__(self) -> None:
-        self.keeper.released(self.key)
-
-
-class KeptTracker:
-    """Saved-tensor hooks that count distinct storages held for backward, and the gradient slices beside them."""
-
-    def __init__(self, resident: Iterable[Tensor], *, index_bytes: int = 0) -> None:
-        self._resident = {storage_key(tensor) for tensor in resident}
-        self._holders: dict[int, int] = {}
-        self._bytes: dict[int, int] = {}
-        self._selected: set[int] = set()
-        self._gradients_now = 0
-        self._kept_now = 0
-        self.index_bytes = index_bytes
-        self.phase = "model"
-        self.saved_bytes = self.selected_bytes = self.loss_bytes = self.gradients_bytes = 0
-        self.all_gradients_bytes = 0
-        self.training_bytes = index_bytes
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda packed: packed.tensor)
-
-    def __enter__(self) -> KeptTracker:
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._hooks.__exit__(*error)
-
-    def _pack(self, tensor: Tensor) -> _Packed:
-        key = storage_key(tensor)
-        if key not in self._resident:
-            self._holders[key] = self._holders.get(key, 0) + 1
-            if self._holders[key] == 1:
-                nbytes = int(tensor.untyped_storage().nbytes())
-                self._bytes[key] = nbytes
-                self._kept_now += nbytes
-                if self.phase == "loss":
-                    self.loss_bytes += nbytes
-                else:
-                    self.saved_bytes += nbytes
-                if key in self._selected:
-                    self.selected_bytes += nbytes
-                    self._selected.discard(key)
-                self._note_peak()
-        return _Packed(tensor, key, self)
-
-    def released(self, key: int) -> None:
-        """A packed object was let go: its storage is no longer kept once all its holders are."""
-        if key in self._holders:
-            self._holders[key] -= 1
-            if not self._holders[key]:
-                del self._holders[key]
-                self._kept_now -= self._bytes.pop(key)
-
-    def selected(self, tensor: Tensor) -> None:
-        """A compact copy of selected channels is about to be saved."""
-        self._selected.add(storage_key(tensor))
-
-    def gradient(self, tensor: Tensor, first: bool) -> None:
-        """A weight gradient came into being; it counts until its storage is freed.
-
-        `first`: it is not one more part of a gradient that a reused layer sums.
-        """
-        nbytes = int(tensor.untyped_storage().nbytes())
-        self._gradients_now += nbytes
-        self.all_gradients_bytes += nbytes if first else 0
-        self.gradients_bytes = max(self.gradients_bytes, self._gradients_now)
-        weakref.finalize(tensor.untyped_storage(), self._gradient_freed, nbytes)
-        self._note_peak()
-
-    def _gradient_freed(self, nbytes: int) -> None:
-        self._gradients_now -= nbytes
-
-    def _note_peak(self) -> None:
-        self.training_bytes = max(self.training_bytes, self._kept_now + self._gradients_now + self.index_bytes)
-
-
-class LiveTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The largest sum of live tensor storages, seen after every operator at dispatch level."""
-
-    def __init__(self, already: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live: dict[int, int] = {}
-        self.now_bytes = self.peak_bytes = 0
-        for tensor in already:
-            self._note(tensor)
-
-    def __torch_dispatch__(
-        self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._note(leaf)
-        return result
-
-    def _note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = int(storage._cdata)
-        if key in self.live:
-            return
-        nbytes = int(storage.nbytes())
-        self.live[key] = nbytes
-        self.now_bytes += nbytes
-        self.peak_bytes = max(self.peak_bytes, self.now_bytes)
-        weakref.finalize(storage, self._freed, key)
-
-    def _freed(self, key: int) -> None:
-        self.now_bytes -= self.live.pop(key, 0)
+    timeline: Timeline | None = None
 
 
 class StepMeter:
-    """Puts the instruments on one training step of a session: `with StepMeter(session, inputs, live=True): ...`."""
+    """Puts the instruments on one training step of a session: `with StepMeter(session, inputs, live=True): ...`.
 
-    def __init__(self, session: Any, inputs: Iterable[Tensor], *, live: bool) -> None:
+    `places` (of the graph's nodes, by name) asks for a timeline.
+    """
+
+    def __init__(
+        self, session: Any, inputs: Iterable[Tensor], *, live: bool, places: Mapping[str, Place] | None = None
+    ) -> None:
         self.session = session
         resident = session.resident_tensors()
-        self.kept = KeptTracker(resident, index_bytes=session.index_bytes)
-        self.live = LiveTracker([*resident, *inputs]) if live else None
+        self.live: LiveTracker | None = None
+        if live:
+            indices = session.index_tensors()
+            already = {Category.INDICES: indices, Category.WEIGHTS: resident, Category.INPUTS: list(inputs)}
+            found = None if places is None else Places(session.lean, places)
+            self.live = LiveTracker(already, places=found)
+        ledger = self.live.ledger if self.live is not None else None
+        self.kept = KeptTracker(resident, fixed_bytes=session.index_bytes, ledger=ledger)
+        self._timed = places is not None
         self._stack = ExitStack()
+
+    def enter_phase(self, phase: str) -> None:
+        """The next phase of the step begins: "loss" or "backward"."""
+        if phase != "backward":
+            self.kept.phase = phase
+        if self.live is not None:
+            self.live.phase = phase
 
     def __enter__(self) -> StepMeter:
         self.session.rule.observers.append(self.kept.gradient)
@@ -194,11 +96,12 @@ class StepMeter:
             selected_bytes=kept.selected_bytes,
             loss_bytes=kept.loss_bytes,
             gradients_bytes=kept.gradients_bytes,
-            index_bytes=kept.index_bytes,
+            index_bytes=kept.fixed_bytes,
             update_bytes=kept.selected_bytes + kept.all_gradients_bytes,
             live_peak_bytes=self.live.peak_bytes if self.live else None,
             alive_saved_bytes=alive_saved_bytes,
             loss=loss,
+            timeline=self.live.ledger.timeline() if self.live and self._timed else None,
         )
 
 
@@ -208,26 +111,30 @@ def measure_step(
     kwargs: Mapping[str, Any],
     target: Any,
     loss_function: LossFunction,
+    *,
+    places: Mapping[str, Place] | None = None,
 ) -> StepMeasurement:
     """Run one training step (forward, loss, backward with its updates) and measure it in every way."""
     inputs = [leaf for leaf in tree_leaves([args, dict(kwargs), target]) if isinstance(leaf, Tensor)]
-    with StepMeter(session, inputs, live=True) as meter:
+    with StepMeter(session, inputs, live=True, places=places) as meter:
         assert meter.live is not None
-        before = set(meter.live.live)
+        before = set(meter.live.ledger.entries())
         outputs = session(*args, **kwargs)
-        alive_saved = _alive_since(meter.live, before, outputs, meter.kept)
-        meter.kept.phase = "loss"
+        alive_saved = alive_since(meter.live, before, outputs, meter.kept)
+        meter.enter_phase("loss")
         loss = loss_function(outputs, target)
         del outputs
+        meter.enter_phase("backward")
         loss.backward()  # type: ignore[no-untyped-call]
     value = None if isinstance(loss, FakeTensor) else float(loss.detach())
     return meter.measurement(loss=value, alive_saved_bytes=alive_saved)
 
 
-def _alive_since(tracker: LiveTracker, before: set[int], outputs: Any, kept: KeptTracker) -> int:
+def alive_since(tracker: LiveTracker, before: set[int], outputs: Any, kept: KeptTracker) -> int:
     """Bytes of storages that forward left alive: kept for backward, unless they are only outputs."""
     returned = {storage_key(t) for t in tree_leaves(outputs) if isinstance(t, Tensor)}
-    held = kept._holders
-    inputs_held = sum(kept._bytes[key] for key in held if key in before)
-    fresh = sum(n for key, n in tracker.live.items() if key not in before and (key not in returned or key in held))
+    held = kept.held()
+    inputs_held = sum(nbytes for key, nbytes in held.items() if key in before)
+    alive = tracker.ledger.entries()
+    fresh = sum(n for key, n in alive.items() if key not in before and (key not in returned or key in held))
     return fresh + inputs_held

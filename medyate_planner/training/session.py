@@ -163,12 +163,16 @@ class Session:
             *self.model.buffers(),
         ]
         found += [value for value in vars(self.lean).values() if isinstance(value, Tensor)]
-        return found + [slot.index for slot in self.slots.values() if slot.index is not None]
+        return found + self.index_tensors()
+
+    def index_tensors(self) -> list[Tensor]:
+        """The selection indices of all layers."""
+        return [slot.index for slot in self.slots.values() if slot.index is not None]
 
     @property
     def index_bytes(self) -> int:
         """Bytes of all selection indices."""
-        return sum(slot.index.nbytes for slot in self.slots.values() if slot.index is not None)
+        return sum(index.nbytes for index in self.index_tensors())
 
     def finish(self) -> nn.Module:
         """End planned training: modes and requires_grad as they were. Returns the user's model."""

@@ -1,0 +1,302 @@
+"""One step of ordinary fine-tuning, as PyTorch runs the user's own model: nothing lean, nothing captured.
+
+The same code runs a real step and, on a fake twin of the model, a dry one; both are measured with the same
+instruments. The model's modes are those it is handed in with; only BatchNorm is told how to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+from medyate_planner.errors import InputError
+from medyate_planner.memory.channels import STATE_SLOTS
+from medyate_planner.memory.moments import Category, Timeline
+from medyate_planner.trace import InputSpec
+from medyate_planner.trace.twin import fake_copy
+from medyate_planner.training.kept import KeptTracker
+from medyate_planner.training.live import LiveTracker
+from medyate_planner.training.measure import LossFunction, alive_since
+from medyate_planner.training.places import Places
+
+NORMS = ("frozen", "train")
+AUTOCASTS = ("bfloat16", "float16")
+MakeTarget = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regime:
+    """How a model is fine-tuned: everything but the batch that changes what a step costs.
+
+    Args:
+        optimizer: sgd, momentum, adam or adamw.
+        norm: How BatchNorm runs: "frozen" (stored statistics) or "train" (those of the batch).
+        autocast: bfloat16 or float16 for automatic mixed precision; None for the model's own type.
+        accumulation: Passes whose gradients are summed before the optimizer's step.
+        train: Patterns of the names of the parameters that are trained.
+    """
+
+    optimizer: str = "sgd"
+    norm: str = "frozen"
+    autocast: str | None = None
+    accumulation: int = 1
+    train: tuple[str, ...] = ("*",)
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in STATE_SLOTS:
+            raise InputError(f"optimizer {self.optimizer!r} is unknown; choose one of {', '.join(STATE_SLOTS)}")
+        if self.norm not in NORMS:
+            raise InputError(f"norm {self.norm!r} is unknown; choose {' or '.join(NORMS)}")
+        if self.autocast is not None and self.autocast not in AUTOCASTS:
+            raise InputError(f"autocast {self.autocast!r} is unknown; choose {' or '.join(AUTOCASTS)}, or leave it out")
+        if self.accumulation < 1:
+            raise InputError(f"accumulation: expected 1 or more passes, got {self.accumulation}")
+        if not self.train:
+            raise InputError("train: expected at least one pattern of parameter names, got none; '*' trains all")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrdinaryStep:
+    """Bytes of one step. `alive_saved_bytes` counts `saved_bytes` a second way, by what forward left alive."""
+
+    saved_bytes: int
+    loss_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    training_bytes: int
+    live_peak_bytes: int
+    alive_saved_bytes: int
+    saved_by_module: Mapping[str, int]
+    timeline: Timeline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceRun:
+    """Bytes of one forward without gradients, weights and inputs included."""
+
+    live_peak_bytes: int
+    timeline: Timeline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ordinary:
+    """Inference and a step of fine-tuning of one model at one batch size."""
+
+    inference: InferenceRun
+    step: OrdinaryStep
+
+
+def dry_ordinary(
+    model: nn.Module,
+    inputs: tuple[InputSpec, ...],
+    batch_size: int,
+    loss_function: LossFunction,
+    make_target: MakeTarget,
+    regime: Regime,
+    *,
+    device: str = "cpu",
+) -> Ordinary:
+    """Inference and one step on a fake twin of the model; allocates nothing of the model's size.
+
+    Raises:
+        TraceError: the model can not be run without its data; names the operator and its line.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    twin = fake_copy(model, mode, device)
+    args, kwargs = fake_batch(inputs, batch_size, device, mode)
+    with mode:
+        return run_ordinary(twin, args, kwargs, loss_function, make_target, regime)
+
+
+def fake_batch(
+    inputs: tuple[InputSpec, ...], batch_size: int, device: str, mode: FakeTensorMode
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Fake batches of these shapes, in the memory format that real ones have."""
+    positional, named = [], {}
+    with mode:
+        for spec in inputs:
+            batch = torch.empty((batch_size, *spec.shape), dtype=getattr(torch, spec.dtype), device=device)
+            if batch.dim() == 4:
+                batch = batch.contiguous(memory_format=torch.channels_last)
+            if spec.name is None:
+                positional.append(batch)
+            else:
+                named[spec.name] = batch
+    return tuple(positional), named
+
+
+def run_ordinary(
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    kwargs: Mapping[str, Tensor],
+    loss_function: LossFunction,
+    make_target: MakeTarget,
+    regime: Regime,
+) -> Ordinary:
+    """Inference and one step on the tensors given. The learning rate is 0; buffers and modes may be changed."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    inference = _run_inference(model, args, kwargs, regime)
+    with torch.no_grad(), _autocast(model, regime):
+        target = make_target(model(*args, **kwargs))
+    for module, training in modes:
+        module.training = training
+    trained = arrange(model, regime)
+    return Ordinary(
+        inference=inference, step=_run_step(model, trained, (args, kwargs, target), loss_function, regime)
+    )  # fmt: skip
+
+
+def arrange(model: nn.Module, regime: Regime) -> list[nn.Parameter]:
+    """Set what is trained and how BatchNorm runs; returns the trained parameters.
+
+    Raises:
+        InputError: the patterns match no parameter.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.training = regime.norm == "train"
+    trained = []
+    for name, parameter in model.named_parameters():
+        wanted = parameter.is_floating_point() and any(fnmatchcase(name, pattern) for pattern in regime.train)
+        parameter.requires_grad_(wanted)
+        if wanted:
+            trained.append(parameter)
+    if not trained:
+        known = ", ".join([name for name, _ in model.named_parameters()][-3:])
+        raise InputError(f"train: {' '.join(regime.train)} matches no parameter; the last ones are {known}")
+    return trained
+
+
+def _run_inference(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], regime: Regime
+) -> InferenceRun:
+    already = {Category.WEIGHTS: _resident(model), Category.INPUTS: _tensors([args, dict(kwargs)])}
+    with LiveTracker(already, places=Places(model)) as live, torch.no_grad(), _autocast(model, regime):
+        model(*args, **kwargs)
+    return InferenceRun(live_peak_bytes=live.peak_bytes, timeline=live.ledger.timeline())
+
+
+def _run_step(
+    model: nn.Module, trained: list[nn.Parameter], batch: Any, loss_function: LossFunction, regime: Regime
+) -> OrdinaryStep:
+    optimizer = _optimizer(trained, regime)
+    if STATE_SLOTS[regime.optimizer]:  # the first step makes the state
+        _Pass(model, batch, loss_function, regime).run()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    state = [t for entry in optimizer.state.values() for t in entry.values() if isinstance(t, Tensor)]
+    state_bytes = sum(int(t.untyped_storage().nbytes()) for t in state)
+    resident = _resident(model)
+    places = Places(model)
+    already = {
+        Category.OPTIMIZER_STATE: state,
+        Category.WEIGHTS: resident,
+        Category.INPUTS: _tensors(batch),
+    }
+    live = LiveTracker(already, places=places)
+    kept = KeptTracker(
+        [*resident, *state], fixed_bytes=state_bytes, ledger=live.ledger, lean=False, owner=places.owner
+    )  # fmt: skip
+    with ExitStack() as stack:
+        for parameter in trained:
+            handle = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda p: kept.gradient(p.grad, True) if p.grad is not None else None
+            )
+            stack.callback(handle.remove)
+        stack.enter_context(live)
+        stack.enter_context(kept)
+        alive_saved = 0
+        for _ in range(min(2, regime.accumulation)):  # from the second pass on they are all alike
+            one = _Pass(model, batch, loss_function, regime, live, kept)
+            one.run()
+            alive_saved = one.alive_saved_bytes
+        live.phase = "optimizer"
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return OrdinaryStep(
+        saved_bytes=kept.saved_bytes,
+        loss_bytes=kept.loss_bytes,
+        gradients_bytes=kept.gradients_bytes,
+        optimizer_bytes=state_bytes,
+        training_bytes=kept.training_bytes,
+        live_peak_bytes=live.peak_bytes,
+        alive_saved_bytes=alive_saved,
+        saved_by_module=kept.saved_by_owner,
+        timeline=live.ledger.timeline(),
+    )
+
+
+class _Pass:
+    """One forward, loss and backward, with or without instruments."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Any,
+        loss_function: LossFunction,
+        regime: Regime,
+        live: LiveTracker | None = None,
+        kept: KeptTracker | None = None,
+    ) -> None:
+        self.model, self.batch, self.loss_function, self.regime = model, batch, loss_function, regime
+        self.live, self.kept = live, kept
+        self.alive_saved_bytes = 0
+
+    def run(self) -> None:
+        """Forward, loss, backward; gradients end up in `.grad`."""
+        args, kwargs, target = self.batch
+        self._enter("forward")
+        before = set(self.live.ledger.entries()) if self.live is not None else set()
+        with _autocast(self.model, self.regime):
+            outputs = self.model(*args, **kwargs)
+            if self.live is not None and self.kept is not None:
+                self.alive_saved_bytes = alive_since(self.live, before, outputs, self.kept)
+            self._enter("loss")
+            loss = self.loss_function(outputs, target)
+            del outputs
+        self._enter("backward")
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def _enter(self, phase: str) -> None:
+        if self.live is not None:
+            self.live.phase = phase
+        if self.kept is not None and phase == "forward":
+            self.kept.begin_forward()
+        elif self.kept is not None and phase == "loss":
+            self.kept.phase = phase
+
+
+def _optimizer(parameters: list[nn.Parameter], regime: Regime) -> torch.optim.Optimizer:
+    if regime.optimizer in ("sgd", "momentum"):
+        return torch.optim.SGD(parameters, lr=0.0, momentum=0.9 if regime.optimizer == "momentum" else 0.0)
+    kind = torch.optim.Adam if regime.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=0.0)
+
+
+def _autocast(model: nn.Module, regime: Regime) -> AbstractContextManager[Any]:
+    if regime.autocast is None:
+        return nullcontext()
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    return torch.autocast(device, dtype=getattr(torch, regime.autocast))
+
+
+def _resident(model: nn.Module) -> list[Tensor]:
+    found: dict[int, Tensor] = {}
+    for module in model.modules():
+        for tensor in [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]:
+            if isinstance(tensor, Tensor):
+                found[id(tensor)] = tensor
+    return list(found.values())
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
