@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from medyate_planner.api import plan, prepare, rank, report, train, verify
+    from medyate_planner.api import plan, prepare, rank, train, verify
     from medyate_planner.errors import InfeasibleBudgetError, InputError, MedyateError
     from medyate_planner.importance.energy import Importance
     from medyate_planner.planning.plan import Plan
     from medyate_planner.reporting.verification import Verification
     from medyate_planner.reporting.view import MemoryReport
+    from medyate_planner.survey import report
     from medyate_planner.training.loop import Batches, Recipe
     from medyate_planner.training.session import Session
 
 _HOMES = {
-    "plan": "api", "prepare": "api", "rank": "api", "report": "api", "train": "api", "verify": "api",
+    "plan": "api", "prepare": "api", "rank": "api", "report": "survey", "train": "api", "verify": "api",
     "InfeasibleBudgetError": "errors", "InputError": "errors", "MedyateError": "errors",
     "Importance": "importance.energy", "Plan": "planning.plan",
     "Verification": "reporting.verification", "MemoryReport": "reporting.view",

@@ -1,4 +1,4 @@
-"""The pipeline as functions: report, rank, plan, verify, prepare, train. The command line calls these."""
+"""The pipeline as functions: rank, plan, verify, prepare, train. The command line calls these; `report` is in inspect."""
 
 from __future__ import annotations
 
@@ -19,46 +19,15 @@ from medyate_planner.planning.plan import ImportanceRef, Plan, Sampling
 from medyate_planner.planning.request import PlanRequest
 from medyate_planner.planning.strategies import STRATEGIES
 from medyate_planner.reporting.verification import Verification, compare
-from medyate_planner.reporting.view import MemoryReport, build_report
-from medyate_planner.subject import LossSpec, Subject, subject_for, subject_of, traced_for
+from medyate_planner.subject import LossSpec, Subject, as_subject, subject_for, traced_for
 from medyate_planner.trace import ExampleInputs, Trace
-from medyate_planner.training.dryrun import dry_full, dry_run
+from medyate_planner.training.dryrun import dry_run
 from medyate_planner.training.loop import Batches, Epoch, Recipe, fit, invoke, to_model
 from medyate_planner.training.measure import measure_step
 from medyate_planner.training.run import load_weights
 from medyate_planner.training.sampling import draw
 from medyate_planner.training.session import Session
 from medyate_planner.units import parse_bytes
-
-
-def report(
-    model: nn.Module | Subject,
-    example_inputs: ExampleInputs | None = None,
-    *,
-    optimizer: str = "sgd",
-    norm: str = "frozen",
-    spec: str | None = None,
-    **options: Any,
-) -> MemoryReport:
-    """Where training memory goes: full fine-tuning in PyTorch, inference, and every layer by channel.
-
-    The model may be on the meta device: nothing of its size is allocated.
-
-    Args:
-        model: A module, or what `subject_of` returned.
-        example_inputs: One batch; its values do not matter.
-        optimizer: sgd, momentum, adam or adamw, for the optimizer state of full fine-tuning.
-        norm: How BatchNorm runs in full fine-tuning: "frozen" (stored statistics) or "train" (those of the batch).
-        spec: The model's name in the report.
-        options: As `subject_of`.
-    """
-    subject = _subject(model, example_inputs, options)
-    if norm not in ("frozen", "train"):
-        raise InputError(f"norm {norm!r} is unknown; choose frozen or train")
-    full = dry_full(
-        subject.traced, subject.graph.batch_size, subject.loss.function, subject.loss.make_target, norm=norm
-    )
-    return build_report(subject.memory, full, optimizer=optimizer, spec=spec or type(subject.model).__name__)
 
 
 def rank(
@@ -90,7 +59,7 @@ def rank(
         on_step: Progress: phase ("head" or "gradients"), step, number of steps.
         options: As `subject_of`.
     """
-    subject = _subject(model, example_inputs, {"loss": loss, **options})
+    subject = as_subject(model, example_inputs, {"loss": loss, **options})
     chosen = recipe or Recipe(epochs=max(1, warm_head_epochs))
     head_names = _head_parameters(subject.graph)
     own = dict(subject.model.named_parameters(remove_duplicate=False))
@@ -188,7 +157,7 @@ def plan(
         raise InputError(f"update mode {update!r} is not available; choose fused")
     if strategy not in STRATEGIES:
         raise InputError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
-    subject = _subject(model, example_inputs, options)
+    subject = as_subject(model, example_inputs, options)
     if importance is None:
         importance = from_weights(subject.graph, dict(subject.traced.module.named_parameters(remove_duplicate=False)))
     importance.check(subject.graph)
@@ -304,14 +273,6 @@ def train(
             epochs.append(epoch)
             on_epoch(epoch)
     return epochs
-
-
-def _subject(model: nn.Module | Subject, example_inputs: ExampleInputs | None, options: Mapping[str, Any]) -> Subject:
-    if isinstance(model, Subject):
-        return model
-    if example_inputs is None:
-        raise InputError("example_inputs: expected one batch of inputs beside the model, got none")
-    return subject_of(model, example_inputs, **options)
 
 
 def _head_parameters(graph: ModelGraph) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
+from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
 from medyate_planner.losses import Loss, LossFunction, named_loss
 from medyate_planner.memory.model import MemoryModel
@@ -29,6 +31,11 @@ class Subject:
     loss: Loss
     dropout: str = "off"
 
+    def at_batch(self, batch_size: int) -> ModelGraph:
+        """The graph at another batch size, as the loss sees it."""
+        graph = self.traced.graph(batch_size)
+        return reading(graph, self.graph.outputs, self.traced.head_pattern)
+
 
 def subject_of(
     model: nn.Module,
@@ -42,8 +49,19 @@ def subject_of(
 ) -> Subject:
     """Trace a model once; report, rank, plan, verify and train can all start from the result."""
     traced = trace(model, example_inputs, head=head, dropout=dropout, device=device)
-    graph = traced.graph(batch_size or _batch_of(example_inputs))
+    graph = traced.graph(batch_size or batch_of(example_inputs))
     return _subject(model, traced, graph, loss, dropout)
+
+
+def as_subject(
+    model: nn.Module | Subject, example_inputs: ExampleInputs | None, options: Mapping[str, Any]
+) -> Subject:
+    """What was made ready already, or a module made ready now with the options of `subject_of`."""
+    if isinstance(model, Subject):
+        return model
+    if example_inputs is None:
+        raise InputError("example_inputs: expected one batch of inputs beside the model, got none")
+    return subject_of(model, example_inputs, **options)
 
 
 def subject_for(model: nn.Module, plan: Plan, *, loss: LossSpec | None = None) -> Subject:
@@ -88,7 +106,8 @@ def _subject(model: nn.Module, traced: Trace, graph: ModelGraph, loss: LossSpec,
     return Subject(model=model, traced=traced, graph=graph, memory=memory, loss=chosen, dropout=dropout)
 
 
-def _batch_of(example_inputs: ExampleInputs) -> int:
+def batch_of(example_inputs: ExampleInputs) -> int:
+    """Batch size of example inputs."""
     if isinstance(example_inputs, Tensor):
         return int(example_inputs.shape[0])
     values: Sequence[Tensor] = (

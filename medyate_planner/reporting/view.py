@@ -1,4 +1,7 @@
-"""The memory report as data: what `medyate report` prints, and what report.json holds."""
+"""The memory report as data: what `medyate report` prints, and what report.json holds.
+
+Every sum a page shows is made here or in `gather`, never where it is drawn.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medyate_planner.errors import InputError
 from medyate_planner.files import write_text
-from medyate_planner.memory.channels import STATE_SLOTS
-from medyate_planner.memory.model import MemoryModel, Updates
-from medyate_planner.memory.timeline import footprint
-from medyate_planner.training.dryrun import FullStep
 
-_STEP_COUNTER_BYTES = 4
+StepName = Literal["inference", "full", "lean_full", "plan"]
 
 
 class _Part(BaseModel):
@@ -26,8 +25,18 @@ class ReportedModel(_Part):
     """Which model a report is about."""
 
     spec: str
-    fingerprint: str
+    fingerprint: str | None = Field(description="SHA-256 of the captured graph; null where it can not be captured")
     num_parameters: int
+
+
+class ReportedRegime(_Part):
+    """How full fine-tuning is done: everything but the batch that changes its bytes."""
+
+    optimizer: str
+    norm: str
+    autocast: str | None
+    accumulation: int
+    train: tuple[str, ...] = Field(description="patterns of the names of the parameters that are trained")
 
 
 class FullFineTuning(_Part):
@@ -39,6 +48,7 @@ class FullFineTuning(_Part):
     loss_bytes: int
     optimizer: str
     optimizer_bytes: int
+    training_bytes: int
     live_peak_bytes: int
 
 
@@ -46,6 +56,56 @@ class Inference(_Part):
     """Bytes of one forward without gradients, weights and inputs included."""
 
     live_peak_bytes: int
+
+
+class ReportedTimeline(_Part):
+    """Bytes live after each operator that made something, by category; column-wise, one entry per operator."""
+
+    categories: tuple[str, ...]
+    phase: tuple[str, ...]
+    operator: tuple[str, ...]
+    module: tuple[str, ...]
+    source: tuple[str, ...]
+    live_bytes: tuple[tuple[int, ...], ...] = Field(description="per operator, bytes in the order of `categories`")
+    peak_index: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(self.live_bytes[self.peak_index])
+
+
+class ReportedStep(_Part):
+    """One way to run a step, by the three numbers, and what is live at each moment of it.
+
+    saved: distinct storages kept for backward by the model's forward. training: the most that is kept because we
+    train, at one moment (saved tensors, the loss's, gradients, optimizer state, indices). live peak: the most that is
+    live at one moment, weights and inputs included. The allocator's peak is measured and never promised.
+    """
+
+    name: StepName
+    title: str
+    saved_bytes: int
+    training_bytes: int
+    live_peak_bytes: int
+    live_peak_bound_bytes: int | None = Field(default=None, description="closed form: never below the live peak")
+    allocator_peak_bytes: int | None = Field(default=None, description="measured on this machine, if asked for")
+    timeline: ReportedTimeline
+
+
+class ReportedModule(_Part):
+    """What one module itself holds in full fine-tuning, its submodules not included; `path` is "" for the model."""
+
+    path: str
+    kind: str
+    parameters: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    saved_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.saved_bytes
 
 
 class ReportedLayer(_Part):
@@ -61,25 +121,78 @@ class ReportedLayer(_Part):
     head: bool
 
 
+class ReportedAccounting(_Part):
+    """One figure in one accounting; only figures of the same accounting can be compared."""
+
+    accounting: Literal["bytes", "elements", "sparse-update"]
+    of: str = Field(description="what is accounted for")
+    amount: int
+    unit: str
+
+
+class ReportedMeasurement(_Part):
+    """A predicted figure and what a real step on this machine held."""
+
+    step: StepName
+    name: str
+    predicted_bytes: int
+    measured_bytes: int
+
+
+class LargestBatch(_Part):
+    """The largest batch whose live peak fits into a budget; 0 where not even one sample does."""
+
+    step: StepName
+    budget_bytes: int
+    batch_size: int
+    live_peak_bytes: int = Field(description="at that batch; at one sample where none fits")
+
+
 class MemoryReport(_Part):
     """Where the memory of training goes, at one batch size."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["report"] = "report"
     model: ReportedModel
     batch_size: int
     dtype: str
+    regime: ReportedRegime
     full: FullFineTuning
     inference: Inference
+    steps: tuple[ReportedStep, ...]
+    modules: tuple[ReportedModule, ...]
     layers: tuple[ReportedLayer, ...]
+    accountings: tuple[ReportedAccounting, ...]
+    measured: tuple[ReportedMeasurement, ...] = ()
+    largest_batch: tuple[LargestBatch, ...] = ()
+    capture_error: str | None = Field(
+        default=None, description="why the model can not be captured: then `layers` is empty and no plan can be made"
+    )
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every measured figure is the predicted one (true where nothing was measured)."""
+        return all(row.predicted_bytes == row.measured_bytes for row in self.measured)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types, keys as in report.json."""
         return self.model_dump(mode="json")
 
     def save(self, path: Path | str, *, force: bool = True) -> Path:
-        """Write report.json, whole or not at all."""
-        return write_text(Path(path), json.dumps(self.to_dict(), indent=2) + "\n", force=force)
+        """Write the report, whole or not at all: .json, .csv, .html, .png or .svg by the file's ending."""
+        from medyate_planner.reporting.files import write_report
+
+        return write_report(self, Path(path), force=force)
+
+
+def report_json(report: MemoryReport) -> str:
+    """The text of report.json: one line per entry of the long columns."""
+    return json.dumps(report.to_dict()) + "\n"
+
+
+def write_json(report: MemoryReport, path: Path, *, force: bool) -> Path:
+    """Write report.json."""
+    return write_text(path, report_json(report), force=force)
 
 
 def read_report(data: Any, *, where: str) -> MemoryReport:
@@ -94,51 +207,3 @@ def read_report(data: Any, *, where: str) -> MemoryReport:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{where}: {key}: {first['msg']}; make it again with `medyate report`") from error
-
-
-def build_report(memory: MemoryModel, full: FullStep, *, optimizer: str, spec: str) -> MemoryReport:
-    """Gather the figures of a report.
-
-    Raises:
-        InputError: unknown optimizer.
-    """
-    if optimizer not in STATE_SLOTS:
-        raise InputError(f"optimizer {optimizer!r} is unknown; choose one of {', '.join(STATE_SLOTS)}")
-    graph = memory.graph
-    gradients = graph.parameter_bytes
-    state = STATE_SLOTS[optimizer] * gradients
-    if STATE_SLOTS[optimizer] > 1:
-        state += _STEP_COUNTER_BYTES * len(graph.parameters)
-    head = frozenset(graph.head)
-    layers = []
-    for layer in graph.layers:
-        cost = memory.costs[layer.name]
-        only_this = Updates(quotas={} if layer.name in head else {layer.name: 1}, full=head)
-        layers.append(
-            ReportedLayer(
-                name=layer.name,
-                kind=layer.kind,
-                channels=layer.channels,
-                weight_bytes=layer.weight_elements * layer.element_bytes,
-                gradient_bytes_per_channel=cost.gradient_bytes,
-                saved_bytes_per_channel=cost.saved_bytes,
-                passthrough_bytes=footprint(memory, only_this).passthrough_bytes,
-                head=layer.name in head,
-            )
-        )
-    return MemoryReport(
-        model=ReportedModel(spec=spec, fingerprint=graph.fingerprint, num_parameters=graph.num_parameters),
-        batch_size=graph.batch_size,
-        dtype=graph.layers[0].dtype if graph.layers else "float32",
-        full=FullFineTuning(
-            weights_bytes=graph.parameter_bytes + graph.buffer_bytes,
-            gradients_bytes=gradients,
-            saved_bytes=full.saved_bytes,
-            loss_bytes=full.loss_bytes,
-            optimizer=optimizer,
-            optimizer_bytes=state,
-            live_peak_bytes=full.live_peak_bytes + state,
-        ),
-        inference=Inference(live_peak_bytes=full.inference_peak_bytes),
-        layers=tuple(layers),
-    )

@@ -95,7 +95,7 @@ def trace(
         TraceError: torch.export can not capture the model; the text names the cause.
     """
     args, kwargs = _split_inputs(example_inputs)
-    specs = _input_specs(args, kwargs)
+    specs = input_specs(example_inputs)
     modes = [(module, module.training) for module in model.modules()]
     where = next((p.device for p in model.parameters()), torch.device("cpu"))
     args = tuple(_at_batch(batch, _CAPTURE_BATCH, where) for batch in args)
@@ -132,7 +132,13 @@ def _split_inputs(example_inputs: ExampleInputs) -> tuple[tuple[Tensor, ...], di
     return tuple(example_inputs), {}
 
 
-def _input_specs(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> tuple[InputSpec, ...]:
+def input_specs(example_inputs: ExampleInputs) -> tuple[InputSpec, ...]:
+    """Shapes and types of example inputs.
+
+    Raises:
+        InputError: no common batch dimension.
+    """
+    args, kwargs = _split_inputs(example_inputs)
     named: list[tuple[str | None, Tensor]] = [(None, batch) for batch in args]
     named += list(kwargs.items())
     if not named:

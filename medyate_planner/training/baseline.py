@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from medyate_planner.losses import Loss
 from medyate_planner.training.loop import Batches, Recipe, evaluate_model, invoke, tensors_of, to_model
-from medyate_planner.training.measure import KeptTracker, LiveTracker
+from medyate_planner.memory.moments import Category
+from medyate_planner.training.kept import KeptTracker
+from medyate_planner.training.live import LiveTracker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ def _measured_step(
 ) -> tuple[float, int, int]:
     state = [t for entry in optimizer.state.values() for t in entry.values() if isinstance(t, Tensor)]
     resident = [*model.parameters(), *model.buffers(), *state]
-    kept = KeptTracker(resident, index_bytes=sum(t.nbytes for t in state))
+    kept = KeptTracker(resident, fixed_bytes=sum(t.nbytes for t in state), lean=False)
 
     def seen(parameter: Tensor) -> None:
         if parameter.grad is not None:
@@ -87,7 +89,7 @@ def _measured_step(
         if p.requires_grad
     ]
     try:
-        with LiveTracker([*resident, *tensors_of([x, target])]) as live, kept:
+        with LiveTracker({Category.WEIGHTS: resident, Category.INPUTS: tensors_of([x, target])}) as live, kept:
             value = _step(model, x, target, loss, optimizer, recipe)
     finally:
         for handle in handles:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,82 +14,40 @@ from torch.utils._pytree import tree_leaves, tree_map
 from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
 from medyate_planner.memory.model import Updates
+from medyate_planner.memory.moments import Place
 from medyate_planner.memory.rules import Keep
 from medyate_planner.trace import Trace, fake_twin, storage_key
-from medyate_planner.training.measure import (
-    KeptTracker,
-    LiveTracker,
-    LossFunction,
-    StepMeasurement,
-    measure_step,
-)
+from medyate_planner.training.measure import LossFunction, StepMeasurement, measure_step
+from medyate_planner.training.ordinary import fake_batch
 from medyate_planner.training.session import Session
 
 MakeTarget = Callable[[Any], Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FullStep:
-    """What one step of ordinary full fine-tuning costs in PyTorch, in bytes, and what inference costs."""
-
-    saved_bytes: int
-    loss_bytes: int
-    live_peak_bytes: int
-    inference_peak_bytes: int
-
-
 def dry_run(
-    traced: Trace, graph: ModelGraph, updates: Updates, loss_function: LossFunction, make_target: MakeTarget
+    traced: Trace,
+    graph: ModelGraph,
+    updates: Updates,
+    loss_function: LossFunction,
+    make_target: MakeTarget,
+    *,
+    timeline: bool = False,
 ) -> StepMeasurement:
     """Run the prepared model once on fake tensors and measure it with the instruments of a real step.
 
     `make_target(outputs)` gives a target of the right shape for the loss; it is called with fake outputs.
+    `timeline` notes what is live after every operator, and where in the model that was.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = _fake_trace(traced, mode)
+    args, kwargs = _fake_inputs(fake, graph.batch_size, mode)
     with mode:
-        args, kwargs = fake_inputs(fake, graph.batch_size)
         session = Session(fake.module, fake, graph, updates, lambda _interval: {})
         with torch.no_grad():
             target = make_target(session.lean(*args, **kwargs))
         session.set_lr(0.01, clip=5.0)
-        return measure_step(session, args, kwargs, target, loss_function)
-
-
-def dry_full(
-    traced: Trace, batch_size: int, loss_function: LossFunction, make_target: MakeTarget, *, norm: str = "frozen"
-) -> FullStep:
-    """Full fine-tuning of the captured model as PyTorch runs it: every parameter trained, nothing lean.
-
-    `norm="train"` lets BatchNorm use the statistics of the batch.
-    """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fake = _fake_trace(traced, mode)
-    module = fake.module
-    if norm == "train":
-        module = _with_batch_statistics(module)
-    with mode:
-        args, kwargs = fake_inputs(fake, batch_size)
-        resident = [*module.parameters(), *module.buffers()]
-        with LiveTracker([*resident, *tree_leaves([args, kwargs])]) as inference, torch.no_grad():
-            module(*args, **kwargs)
-        with torch.no_grad():
-            target = make_target(module(*args, **kwargs))
-        for parameter in module.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
-        kept = KeptTracker(resident)
-        with LiveTracker([*resident, *tree_leaves([args, kwargs, target])]) as live, kept:
-            outputs = module(*args, **kwargs)
-            kept.phase = "loss"
-            loss = loss_function(outputs, target)
-            del outputs
-            loss.backward()  # type: ignore[no-untyped-call]
-    return FullStep(
-        saved_bytes=kept.saved_bytes,
-        loss_bytes=kept.loss_bytes,
-        live_peak_bytes=live.peak_bytes,
-        inference_peak_bytes=inference.peak_bytes,
-    )
+        places = {op.name: Place(op.module_path, op.source_line) for op in graph.ops} if timeline else None
+        return measure_step(session, args, kwargs, target, loss_function, places=places)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +68,8 @@ def view_loss(traced: Trace, graph: ModelGraph, loss_function: LossFunction, mak
     fake = _fake_trace(traced, mode)
     kept: dict[int, Keep] = {}
     alive: list[Tensor] = []
+    args, kwargs = _fake_inputs(fake, graph.batch_size, mode)
     with mode:
-        args, kwargs = fake_inputs(fake, graph.batch_size)
         with torch.no_grad():
             outputs = fake.module(*args, **kwargs)
             target = make_target(outputs)
@@ -148,31 +104,8 @@ def view_loss(traced: Trace, graph: ModelGraph, loss_function: LossFunction, mak
     return LossView(keeps=tuple(kept.values()), reads=reads)
 
 
-def fake_inputs(traced: Trace, batch_size: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Fake batches of the traced input shapes; call under a FakeTensorMode."""
-    positional, named = [], {}
-    for spec in traced.inputs:
-        shape = (batch_size, *spec.shape)
-        batch = torch.empty(shape, dtype=getattr(torch, spec.dtype), device=traced.device)
-        if batch.dim() == 4:
-            batch = batch.contiguous(memory_format=torch.channels_last)
-        if spec.name is None:
-            positional.append(batch)
-        else:
-            named[spec.name] = batch
-    return tuple(positional), named
-
-
-def _with_batch_statistics(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy in which every batch norm runs in training mode."""
-    with warnings.catch_warnings():  # torch's own graph copy warns about a deprecation of its own
-        warnings.simplefilter("ignore", FutureWarning)
-        changed = fx.GraphModule(module, copy.deepcopy(module.graph))
-    for node in changed.graph.nodes:
-        if node.target is torch.ops.aten.batch_norm.default:
-            node.args = (*node.args[:5], True, *node.args[6:])
-    changed.recompile()
-    return changed
+def _fake_inputs(traced: Trace, batch_size: int, mode: FakeTensorMode) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    return fake_batch(traced.inputs, batch_size, traced.device, mode)
 
 
 def _fake_trace(traced: Trace, mode: FakeTensorMode) -> Trace:

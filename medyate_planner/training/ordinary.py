@@ -75,6 +75,8 @@ class OrdinaryStep:
     live_peak_bytes: int
     alive_saved_bytes: int
     saved_by_module: Mapping[str, int]
+    gradients_by_parameter: Mapping[str, int]
+    state_by_parameter: Mapping[str, int]
     timeline: Timeline
 
 
@@ -143,10 +145,8 @@ def run_ordinary(
 ) -> Ordinary:
     """Inference and one step on the tensors given. The learning rate is 0; buffers and modes may be changed."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     inference = _run_inference(model, args, kwargs, regime)
-    with torch.no_grad(), _autocast(model, regime):
-        target = make_target(model(*args, **kwargs))
+    target = make_target(infer(model, args, kwargs, regime))
     for module, training in modes:
         module.training = training
     trained = arrange(model, regime)
@@ -176,12 +176,51 @@ def arrange(model: nn.Module, regime: Regime) -> list[nn.Parameter]:
     return trained
 
 
+def infer(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], regime: Regime) -> Any:
+    """One forward in evaluation mode without gradients."""
+    model.eval()
+    with torch.no_grad(), _autocast(model, regime):
+        return model(*args, **kwargs)
+
+
+def plain_step(
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    kwargs: Mapping[str, Tensor],
+    loss_function: LossFunction,
+    make_target: MakeTarget,
+    regime: Regime,
+) -> tuple[Callable[[], None], list[Tensor]]:
+    """A step without instruments as a function, and what it holds besides the model and its inputs."""
+    modes = [(module, module.training) for module in model.modules()]
+    target = make_target(infer(model, args, kwargs, regime))
+    for module, training in modes:
+        module.training = training
+    trained = arrange(model, regime)
+    optimizer = _optimizer(trained, regime)
+    one = _Pass(model, (args, kwargs, target), loss_function, regime)
+
+    def run() -> None:
+        for _ in range(min(2, regime.accumulation)):
+            one.run()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    if STATE_SLOTS[regime.optimizer]:
+        run()
+    return run, [*_state_tensors(optimizer), *_tensors(target)]
+
+
+def _state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [t for entry in optimizer.state.values() for t in entry.values() if isinstance(t, Tensor)]
+
+
 def _run_inference(
     model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], regime: Regime
 ) -> InferenceRun:
-    already = {Category.WEIGHTS: _resident(model), Category.INPUTS: _tensors([args, dict(kwargs)])}
-    with LiveTracker(already, places=Places(model)) as live, torch.no_grad(), _autocast(model, regime):
-        model(*args, **kwargs)
+    already = {Category.WEIGHTS: resident_tensors(model), Category.INPUTS: _tensors([args, dict(kwargs)])}
+    with LiveTracker(already, places=Places(model)) as live:
+        infer(model, args, kwargs, regime)
     return InferenceRun(live_peak_bytes=live.peak_bytes, timeline=live.ledger.timeline())
 
 
@@ -193,25 +232,18 @@ def _run_step(
         _Pass(model, batch, loss_function, regime).run()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    state = [t for entry in optimizer.state.values() for t in entry.values() if isinstance(t, Tensor)]
-    state_bytes = sum(int(t.untyped_storage().nbytes()) for t in state)
-    resident = _resident(model)
+    state = _state_tensors(optimizer)
+    state_bytes = sum(_nbytes(t) for t in state)
+    resident = resident_tensors(model)
     places = Places(model)
-    already = {
-        Category.OPTIMIZER_STATE: state,
-        Category.WEIGHTS: resident,
-        Category.INPUTS: _tensors(batch),
-    }
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    already = {Category.OPTIMIZER_STATE: state, Category.WEIGHTS: resident, Category.INPUTS: _tensors(batch)}
     live = LiveTracker(already, places=places)
     kept = KeptTracker(
         [*resident, *state], fixed_bytes=state_bytes, ledger=live.ledger, lean=False, owner=places.owner
     )  # fmt: skip
     with ExitStack() as stack:
-        for parameter in trained:
-            handle = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                lambda p: kept.gradient(p.grad, True) if p.grad is not None else None
-            )
-            stack.callback(handle.remove)
+        gradients = _watch_gradients(trained, kept, stack)
         stack.enter_context(live)
         stack.enter_context(kept)
         alive_saved = 0
@@ -231,8 +263,27 @@ def _run_step(
         live_peak_bytes=live.peak_bytes,
         alive_saved_bytes=alive_saved,
         saved_by_module=kept.saved_by_owner,
+        gradients_by_parameter={names[key]: nbytes for key, nbytes in gradients.items()},
+        state_by_parameter={
+            names[id(p)]: sum(_nbytes(t) for t in entry.values() if isinstance(t, Tensor))
+            for p, entry in optimizer.state.items()
+        },
         timeline=live.ledger.timeline(),
     )
+
+
+def _watch_gradients(trained: list[nn.Parameter], kept: KeptTracker, stack: ExitStack) -> dict[int, int]:
+    """Tell `kept` of each weight gradient when it is complete; bytes by identity of the parameter, as they come."""
+    seen: dict[int, int] = {}
+
+    def complete(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            seen[id(parameter)] = _nbytes(parameter.grad)
+            kept.gradient(parameter.grad, True)
+
+    for parameter in trained:
+        stack.callback(parameter.register_post_accumulate_grad_hook(complete).remove)  # type: ignore[no-untyped-call]
+    return seen
 
 
 class _Pass:
@@ -289,7 +340,12 @@ def _autocast(model: nn.Module, regime: Regime) -> AbstractContextManager[Any]:
     return torch.autocast(device, dtype=getattr(torch, regime.autocast))
 
 
-def _resident(model: nn.Module) -> list[Tensor]:
+def _nbytes(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage().nbytes())
+
+
+def resident_tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters, buffers and tensors that modules hold as plain attributes."""
     found: dict[int, Tensor] = {}
     for module in model.modules():
         for tensor in [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]:

@@ -58,6 +58,10 @@ class Places:
         return self._from_stack(sys._getframe(1)).module
 
     def _from_stack(self, frame: FrameType | None) -> Place:
+        return self._from_modules(frame) if self._nodes is None else self._from_graph(frame, self._nodes)
+
+    def _from_modules(self, frame: FrameType | None) -> Place:
+        """The innermost module that is being called, and the innermost line outside torch."""
         source = ""
         while frame is not None:
             code = frame.f_code
@@ -66,11 +70,21 @@ class Places:
                 if path is not None:
                     return Place(module=path, source=source or self._outer_source(frame))
             elif not source:
-                if self._nodes is not None and code.co_filename.startswith("<eval_with_key>"):
-                    return self._node_place(frame)
                 source = self._line(code, frame.f_lineno) or ""
             frame = frame.f_back
         return Place(source=source)
+
+    def _from_graph(self, frame: FrameType | None, nodes: Mapping[str, Place]) -> Place:
+        """The node whose line of generated code is running: the line begins with the node's name."""
+        while frame is not None and not frame.f_code.co_filename.startswith("<eval_with_key>"):
+            frame = frame.f_back
+        if frame is None:
+            return _NOWHERE
+        key = (frame.f_code, frame.f_lineno)
+        if key not in self._generated:
+            name = linecache.getline(frame.f_code.co_filename, frame.f_lineno).partition("=")[0].strip()
+            self._generated[key] = nodes.get(name.removeprefix("lean_"), _NOWHERE)
+        return self._generated[key]
 
     def _outer_source(self, frame: FrameType | None) -> str:
         """A line of torch's own layers says little: the first line of the user's outside of it."""
@@ -88,12 +102,3 @@ class Places:
             foreign = not file.startswith((_TORCH, _OURS, "<"))
             self._lines[key] = f"{Path(file).name}:{number}" if foreign else None
         return self._lines[key]
-
-    def _node_place(self, frame: FrameType) -> Place:
-        """The line of generated code begins with the node's name."""
-        assert self._nodes is not None
-        key = (frame.f_code, frame.f_lineno)
-        if key not in self._generated:
-            name = linecache.getline(frame.f_code.co_filename, frame.f_lineno).partition("=")[0].strip()
-            self._generated[key] = self._nodes.get(name.removeprefix("lean_"), _NOWHERE)
-        return self._generated[key]
