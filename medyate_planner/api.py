@@ -1,4 +1,4 @@
-"""The pipeline as functions: rank, plan, verify, prepare, train. The command line calls these; `report` is in inspect."""
+"""The pipeline as functions: rank, plan, verify, prepare, train; `report` is in survey. The CLI calls these."""
 
 from __future__ import annotations
 

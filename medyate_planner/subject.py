@@ -53,9 +53,7 @@ def subject_of(
     return _subject(model, traced, graph, loss, dropout)
 
 
-def as_subject(
-    model: nn.Module | Subject, example_inputs: ExampleInputs | None, options: Mapping[str, Any]
-) -> Subject:
+def as_subject(model: nn.Module | Subject, example_inputs: ExampleInputs | None, options: Mapping[str, Any]) -> Subject:
     """What was made ready already, or a module made ready now with the options of `subject_of`."""
     if isinstance(model, Subject):
         return model

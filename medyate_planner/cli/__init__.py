@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cyclopts import App
 
-COMMANDS = ("report", "rank", "plan", "show", "verify", "train", "demo")
+COMMANDS = ("report", "rank", "plan", "show", "verify", "train", "demo", "schema")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

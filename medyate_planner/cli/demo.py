@@ -138,7 +138,7 @@ class _Stage:
         return f"EfficientNet-Lite0, ImageNet weights; {self.bundle.description}"
 
     def report(self) -> Any:
-        from medyate_planner.api import report
+        from medyate_planner.survey import report
 
         made = report(self.subject, spec="efficientnet-lite0")
         made.save(self.out / "report.json")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from medyate_planner.data import DataBundle
     from medyate_planner.models import LoadedModel
     from medyate_planner.subject import Subject
@@ -92,15 +94,21 @@ def load(spec: str, options: ModelOptions, *, need_weights: bool = False) -> Loa
     )
 
 
+def make_example(loaded: LoadedModel, options: ModelOptions) -> Tensor:
+    """One batch of the right shape for a loaded model."""
+    from medyate_planner.models import example_input
+
+    return example_input(loaded.model, loaded.input_shape, batch_size=options.batch_size)
+
+
 def make_subject(loaded: LoadedModel, options: ModelOptions) -> Subject:
     """Trace a loaded model."""
-    from medyate_planner.models import example_input
     from medyate_planner.subject import subject_of
 
     model = loaded.model.to(options.device)
     return subject_of(
         model,
-        example_input(model, loaded.input_shape, batch_size=options.batch_size),
+        make_example(loaded, options),
         loss=options.loss,
         head=options.head,
         dropout=options.dropout,

@@ -28,3 +28,14 @@ def progress_bar(total: int, what: str) -> Iterator[Callable[[int, str], None]]:
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
         task = bar.add_task(what, total=total, note="")
         yield lambda done, note: bar.update(task, completed=done, note=note)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """A spinner beside the name of the stage that is being worked on; the yielded function takes the next name."""
+    out = console(stderr=True)
+    if not out.is_terminal:
+        yield lambda _stage: None
+        return
+    with out.status("") as status:
+        yield lambda stage: status.update(stage)

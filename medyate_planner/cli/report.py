@@ -7,8 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from medyate_planner.cli.options import ModelOptions, OutputOptions, check_output, load, make_subject
+from medyate_planner.cli.options import ModelOptions, OutputOptions, check_output, load, make_example
 from medyate_planner.cli.output import emit_json, say, show
+from medyate_planner.cli.progress import stages
 
 
 def report(
@@ -17,11 +18,19 @@ def report(
     *,
     optimizer: str = "sgd",
     norm: str = "frozen",
+    autocast: str | None = None,
+    accumulation: int = 1,
+    train: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ("*",),
+    plan: Path | None = None,
+    budget: str | None = None,
+    measure: Annotated[bool, Parameter(negative="")] = False,
+    sort: str = "order",
+    depth: int = 2,
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
     options: ModelOptions = ModelOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> int:
-    """Where training memory goes, byte for byte and layer by layer.
+    """Where training memory goes: byte for byte, moment by moment, layer by layer.
 
     Example: medyate report mcunet-5fps --batch-size 8
 
@@ -30,24 +39,65 @@ def report(
     model
         mcunet-5fps, torchvision:NAME, timm:NAME, hf:DIR, module:factory or file.py:factory.
     optimizer
-        sgd, momentum, adam or adamw: whose state full fine-tuning would need.
+        Of full fine-tuning: sgd, momentum, adam or adamw.
     norm
         How BatchNorm runs in full fine-tuning: frozen or train.
+    autocast
+        bfloat16 or float16: run under automatic mixed precision.
+    accumulation
+        Passes whose gradients are summed before the optimizer's step.
+    train
+        Patterns of the parameters that full fine-tuning trains.
+    plan
+        Report this plan.json of the model beside the others.
+    budget
+        Find the largest batch whose live peak fits, such as 2GB.
+    measure
+        Run real steps too; exit 1 if a byte differs.
+    sort
+        order, name, parameters, weights, gradients, optimizer, saved or total.
+    depth
+        Levels of modules shown.
     output
-        Write report.json here.
+        Write report.json, .csv, .html, .png or .svg here.
     """
-    from medyate_planner.api import report as make_report
-    from medyate_planner.reporting.text import render_report
+    from medyate_planner.planning.plan import Plan
+    from medyate_planner.reporting.export import check_ending
+    from medyate_planner.reporting.report_text import render_report
+    from medyate_planner.reporting.tree import check_sort
+    from medyate_planner.survey import report as make_report
 
-    check_output(output, force=out.force)
+    check_sort(sort)
+    if output is not None:
+        check_output(output, force=out.force)
+        check_ending(output)
     loaded = load(model, options)
     say(f"model: {loaded.spec}, input {'x'.join(map(str, loaded.input_shape))}, weights: {loaded.weights_source}")
-    made = make_report(make_subject(loaded, options), optimizer=optimizer, norm=norm, spec=loaded.spec)
+    loaded.model.train(options.dropout == "keep")
+    with stages() as on_stage:
+        made = make_report(
+            loaded.model.to(options.device),
+            make_example(loaded, options),
+            optimizer=optimizer,
+            norm=norm,
+            autocast=autocast,
+            accumulation=accumulation,
+            train=train,
+            plan=None if plan is None else Plan.load(plan),
+            budget=budget,
+            measure=measure,
+            spec=loaded.spec,
+            on_stage=on_stage,
+            loss=options.loss,
+            head=options.head,
+            dropout=options.dropout,
+            device=options.device,
+        )
     if output is not None:
         made.save(output, force=out.force)
         say(f"wrote {output}")
     if out.json:
         emit_json(made.to_dict())
     elif output is None:
-        show(render_report(made))
-    return 0
+        show(render_report(made, sort=sort, depth=depth))
+    return 0 if made.agrees else 1

@@ -44,7 +44,7 @@ def show(file: Path, /, *, json: bool = False, debug: bool = False) -> int:
         emit_json(plan.to_dict()) if json else print_parts(render_plan(plan))
         return 0
     if kind == "report":
-        from medyate_planner.reporting.text import render_report
+        from medyate_planner.reporting.report_text import render_report
         from medyate_planner.reporting.view import read_report
 
         report = read_report(data, where=str(file))

@@ -30,8 +30,8 @@ from medyate_planner.training.ordinary import Ordinary, OrdinaryStep, Regime
 
 TITLES: Mapping[StepName, str] = {
     "inference": "inference",
-    "full": "full fine-tuning (PyTorch)",
-    "lean_full": "full fine-tuning (lean operators, norms frozen)",
+    "full": "full fine-tuning, PyTorch",
+    "lean_full": "full fine-tuning, lean",
     "plan": "plan",
 }
 

@@ -5,14 +5,12 @@ Every sum a page shows is made here or in `gather`, never where it is drawn.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medyate_planner.errors import InputError
-from medyate_planner.files import write_text
 
 StepName = Literal["inference", "full", "lean_full", "plan"]
 
@@ -72,6 +70,11 @@ class ReportedTimeline(_Part):
     @property
     def peak_bytes(self) -> int:
         return sum(self.live_bytes[self.peak_index])
+
+    @property
+    def at_peak(self) -> dict[str, int]:
+        """Bytes by category at the peak."""
+        return dict(zip(self.categories, self.live_bytes[self.peak_index], strict=True))
 
 
 class ReportedStep(_Part):
@@ -180,19 +183,9 @@ class MemoryReport(_Part):
 
     def save(self, path: Path | str, *, force: bool = True) -> Path:
         """Write the report, whole or not at all: .json, .csv, .html, .png or .svg by the file's ending."""
-        from medyate_planner.reporting.files import write_report
+        from medyate_planner.reporting.export import write_report
 
         return write_report(self, Path(path), force=force)
-
-
-def report_json(report: MemoryReport) -> str:
-    """The text of report.json: one line per entry of the long columns."""
-    return json.dumps(report.to_dict()) + "\n"
-
-
-def write_json(report: MemoryReport, path: Path, *, force: bool) -> Path:
-    """Write report.json."""
-    return write_text(path, report_json(report), force=force)
 
 
 def read_report(data: Any, *, where: str) -> MemoryReport:

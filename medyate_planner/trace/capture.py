@@ -6,7 +6,8 @@ The captured FX module shares the model's parameters. Nothing of the model's siz
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from medyate_planner.errors import InputError, TraceError
 from medyate_planner.families import CONV, DROPOUTS, family_of
 from medyate_planner.graph import ModelGraph
 from medyate_planner.trace.fake import dtype_name, operator_name
+from medyate_planner.trace.inline import inline_regions, move_devices
 
 ExampleInputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 _CAPTURE_BATCH = 2  # torch.export specialises a batch of 1
@@ -104,7 +106,7 @@ def trace(
     shapes: Any = {0: batch}
     model.eval()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_cache(model):
             warnings.simplefilter("ignore")
             program = export(
                 model,
@@ -120,6 +122,8 @@ def trace(
         for submodule, training in modes:
             submodule.training = training
     assert isinstance(module, fx.GraphModule)
+    inline_regions(module)
+    move_devices(module, where, device)
     _clean(module, dropout)
     return Trace(module=module, inputs=specs, head_pattern=head, device=device)
 
@@ -158,6 +162,21 @@ def _at_batch(batch: Tensor, size: int, device: torch.device) -> Tensor:
     if batch.dim() == 4 and batch.is_contiguous(memory_format=torch.channels_last):
         resized = resized.contiguous(memory_format=torch.channels_last)
     return resized
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """A generating transformer hands out its keys and values, which nobody reads in training: do not capture them."""
+    configs = {
+        id(m.config): m.config for m in model.modules() if getattr(getattr(m, "config", None), "use_cache", False)
+    }
+    for config in configs.values():
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True
 
 
 def _capture_failure(model: nn.Module, error: Exception) -> str:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from medyate_planner.losses import Loss
-from medyate_planner.training.loop import Batches, Recipe, evaluate_model, invoke, tensors_of, to_model
 from medyate_planner.memory.moments import Category
 from medyate_planner.training.kept import KeptTracker
 from medyate_planner.training.live import LiveTracker
+from medyate_planner.training.loop import Batches, Recipe, evaluate_model, invoke, tensors_of, to_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

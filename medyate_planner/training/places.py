@@ -19,7 +19,6 @@ from torch import nn
 from medyate_planner.memory.moments import Place
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
-_OURS = str(Path(__file__).parents[1]) + os.sep
 _MODULE_CALL: CodeType = nn.Module._call_impl.__code__
 _NOWHERE = Place()
 
@@ -72,7 +71,7 @@ class Places:
             elif not source:
                 source = self._line(code, frame.f_lineno) or ""
             frame = frame.f_back
-        return Place(source=source)
+        return _NOWHERE  # outside the model
 
     def _from_graph(self, frame: FrameType | None, nodes: Mapping[str, Place]) -> Place:
         """The node whose line of generated code is running: the line begins with the node's name."""
@@ -87,8 +86,10 @@ class Places:
         return self._generated[key]
 
     def _outer_source(self, frame: FrameType | None) -> str:
-        """A line of torch's own layers says little: the first line of the user's outside of it."""
+        """A line of torch's own layers says little: the first line of the user's outside of it, still in the model."""
         while frame is not None:
+            if frame.f_code is _MODULE_CALL and self._paths.get(id(frame.f_locals["self"])) == "":
+                break
             line = self._line(frame.f_code, frame.f_lineno)
             if line:
                 return line
@@ -99,6 +100,6 @@ class Places:
         key = (code, number)
         if key not in self._lines:
             file = code.co_filename
-            foreign = not file.startswith((_TORCH, _OURS, "<"))
+            foreign = not file.startswith((_TORCH, "<"))
             self._lines[key] = f"{Path(file).name}:{number}" if foreign else None
         return self._lines[key]

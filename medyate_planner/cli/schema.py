@@ -1,0 +1,29 @@
+"""`medyate schema`"""
+
+from __future__ import annotations
+
+from medyate_planner.cli.output import emit_json
+
+
+def schema(kind: str, /, *, debug: bool = False) -> int:
+    """Print the JSON Schema of one of our files.
+
+    Example: medyate schema report > report.schema.json
+
+    Parameters
+    ----------
+    kind
+        report or plan.
+    debug
+        Show the traceback of an error.
+    """
+    del debug
+    from medyate_planner.errors import InputError
+    from medyate_planner.planning.plan import Plan
+    from medyate_planner.reporting.view import MemoryReport
+
+    if kind not in ("report", "plan"):
+        raise InputError(f"schema {kind!r} is unknown; choose report or plan")
+    described = (MemoryReport if kind == "report" else Plan).model_json_schema()
+    emit_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **described})
+    return 0

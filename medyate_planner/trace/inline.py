@@ -1,0 +1,81 @@
+"""Put what torch.export wraps back into the graph: regions without gradients, and those with autocast switched off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from medyate_planner.trace.fake import operator_name
+
+_NO_GRAD, _AUTOCAST = "wrap_with_set_grad_enabled", "wrap_with_autocast"
+
+
+def inline_regions(module: fx.GraphModule) -> None:
+    """Replace the calls of wrapped regions by the operators inside; results of a region without gradients are detached.
+
+    A region that switches autocast on stays as it is: an operator like any other, which has no rule.
+    """
+    found = True
+    while found:  # regions may hold regions
+        found = False
+        for node in list(module.graph.nodes):
+            if node.op == "call_function" and _is_plain_region(node):
+                _inline(module, node)
+                found = True
+    module.graph.eliminate_dead_code()
+
+
+def _is_plain_region(node: fx.Node) -> bool:
+    name = operator_name(node.target)
+    return name == _NO_GRAD or (name == _AUTOCAST and not node.args[2])
+
+
+def _inline(module: fx.GraphModule, node: fx.Node) -> None:
+    first = 1 if operator_name(node.target) == _NO_GRAD else 4
+    without_gradient = first == 1 and not node.args[0]
+    region: Any = node.args[first]
+    inner = module.get_submodule(str(region.target))
+    operands = iter(node.args[first + 1 :])
+    values: dict[fx.Node, Any] = {}
+    results: Any = ()
+    with module.graph.inserting_before(node):
+        for part in inner.graph.nodes:  # type: ignore[union-attr]
+            if part.op == "placeholder":
+                values[part] = next(operands)
+            elif part.op == "get_attr":
+                values[part] = module.graph.get_attr(f"{region.target}.{part.target}")
+                values[part].meta = dict(part.meta)
+            elif part.op == "output":
+                results = fx.node.map_arg(part.args[0], lambda n: values[n])
+            else:
+                values[part] = module.graph.node_copy(part, lambda n: values[n])
+                values[part].meta = {**node.meta, **part.meta}
+        if without_gradient:
+            results = fx.node.map_arg(results, lambda n: _detached(module, n))
+    for user in list(node.users):  # a region returns a tuple
+        user.replace_all_uses_with(results[user.args[1]])
+        module.graph.erase_node(user)
+    module.graph.erase_node(node)
+
+
+def _detached(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    detached = module.graph.call_function(torch.ops.aten.detach.default, (node,))
+    detached.meta = dict(node.meta)
+    return detached
+
+
+def move_devices(module: fx.GraphModule, source: torch.device, target: str) -> None:
+    """Operators that name the device the model was captured on name `target` instead."""
+    device = torch.device(target)
+    if source.type == device.type:
+        return
+
+    def moved(value: Any) -> Any:
+        return device if isinstance(value, torch.device) and value.type == source.type else value
+
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            node.args = tuple(moved(arg) for arg in node.args)
+            node.kwargs = {key: moved(value) for key, value in node.kwargs.items()}
