@@ -25,7 +25,7 @@ class Loss:
 
 
 def named_loss(spec: str | LossFunction | Loss) -> Loss:
-    """`cross-entropy`, `mse`, a callable, or `module:factory` whose factory returns a callable.
+    """`cross-entropy`, `next-token` (language models), `mse`, a callable, or `module:factory` whose factory returns a callable.
 
     A callable of the user's may carry `make_target(outputs)`; without it, class indices are tried, then zeros of the
     shape of the outputs.
@@ -76,6 +76,18 @@ def _mean_squared_error(outputs: Any, target: Tensor) -> Tensor:
     return (prediction - target.reshape(prediction.shape)).square().mean()
 
 
+def _next_token(outputs: Any, target: Tensor) -> Tensor:
+    logits = first_output(outputs)
+    return functional.cross_entropy(logits[:, :-1].flatten(0, 1), target[:, 1:].flatten())
+
+
+def _token_target(outputs: Any) -> Tensor:
+    logits = first_output(outputs)
+    if logits.dim() != 3:
+        raise InputError(f"next-token needs outputs (batch, tokens, vocabulary), got shape {tuple(logits.shape)}")
+    return torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
+
+
 def _class_target(outputs: Any) -> Tensor:
     logits = first_output(outputs)
     if logits.dim() < 2:
@@ -91,6 +103,7 @@ def _same_shape_target(outputs: Any) -> Tensor:
 
 _NAMED: Mapping[str, Loss] = {
     "cross-entropy": Loss(name="cross-entropy", function=_cross_entropy, make_target=_class_target),
+    "next-token": Loss(name="next-token", function=_next_token, make_target=_token_target),
     "mse": Loss(name="mse", function=_mean_squared_error, make_target=_same_shape_target),
 }
 

@@ -77,8 +77,8 @@ class DataOptions:
     "Deviation of each channel, instead of the model's own."
 
 
-def load(spec: str, options: ModelOptions, *, need_weights: bool = False) -> LoadedModel:
-    """Build the model an option set describes."""
+def load(spec: str, options: ModelOptions, *, need_weights: bool = False, allocate: bool = True) -> LoadedModel:
+    """Build the model an option set describes; without `allocate` on the meta device if it can be."""
     from medyate_planner.models import load_model, parse_shape
 
     check(options)
@@ -91,6 +91,7 @@ def load(spec: str, options: ModelOptions, *, need_weights: bool = False) -> Loa
         seed=options.seed,
         head=None if options.head == "none" else options.head,
         require_weights=need_weights,
+        allocate=allocate or options.weights is not None,
     )
 
 

@@ -71,12 +71,12 @@ def report(
     if output is not None:
         check_output(output, force=out.force)
         check_ending(output)
-    loaded = load(model, options)
+    loaded = load(model, options, allocate=measure)
     say(f"model: {loaded.spec}, input {'x'.join(map(str, loaded.input_shape))}, weights: {loaded.weights_source}")
     loaded.model.train(options.dropout == "keep")
     with stages() as on_stage:
         made = make_report(
-            loaded.model.to(options.device),
+            loaded.model.to(options.device) if measure else loaded.model,
             make_example(loaded, options),
             optimizer=optimizer,
             norm=norm,

@@ -71,7 +71,7 @@ def build_timm(name: str) -> Found:
     return model, preprocessing.shape if preprocessing else None, preprocessing
 
 
-def build_hf(name: str) -> Found:
+def build_hf(name: str, *, read_weights: bool = True) -> Found:
     """Build `hf:DIR`: the weights in the directory if there are any, else random ones for its config.json.
 
     The model returns its logits (or its last hidden state), not a dictionary.
@@ -86,7 +86,7 @@ def build_hf(name: str) -> Found:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         auto = _auto_class(transformers, config)
-        if has_hf_weights(name):
+        if read_weights and has_hf_weights(name):
             model: nn.Module = auto.from_pretrained(folder, local_files_only=True)
         else:
             model = auto.from_config(config)
@@ -146,7 +146,7 @@ def _pair(side: Any) -> tuple[int, int]:
 
 def _auto_class(transformers: Any, config: Any) -> Any:
     architecture = (getattr(config, "architectures", None) or [""])[0]
-    for task in ("ImageClassification", "SequenceClassification"):
+    for task in ("ImageClassification", "SequenceClassification", "CausalLM", "MaskedLM"):
         if architecture.endswith(task):
             return getattr(transformers, f"AutoModelFor{task}")
     image_models = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING

@@ -52,12 +52,14 @@ def load_model(
     seed: int = 0,
     head: str | None = None,
     require_weights: bool = False,
+    allocate: bool = True,
 ) -> LoadedModel:
     """Build the model a spec names, fill it with weights and, for another `num_classes`, give it a new head.
 
     Without `weights` a zoo network takes its pre-trained ones if they are found (`assets_dir`), else random
     ones from `seed`; `weights_source` says which. Image models come in channels_last memory format. The
-    caller's random state is untouched.
+    caller's random state is untouched. With `allocate=False` a model of a library or the zoo comes on the meta
+    device, without memory or weights, if it can be built there.
 
     Raises:
         InputError: an unknown name, a missing package, a factory or file that does not do, weights that do
@@ -66,10 +68,11 @@ def load_model(
     _check_options(num_classes, dtype)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        spec, (model, own_shape, preprocessing) = _build(spec)
+        spec, (model, own_shape, preprocessing) = _build(spec) if allocate else _build_on_meta(spec)
         shape, preprocessing = _settle_input(spec, input_shape or own_shape, preprocessing)
         model.eval()
-        path = Path(weights) if weights is not None else zoo_weights(spec) if spec in ZOO else None
+        allocated = not any(parameter.is_meta for parameter in model.parameters())
+        path = Path(weights) if weights is not None else zoo_weights(spec) if spec in ZOO and allocated else None
         pattern = None if head == "none" else head
         request = _HeadRequest(shape=shape, num_classes=num_classes, pattern=pattern, seed=seed)
         head_module = _fill(model, path, request, spec)
@@ -84,7 +87,7 @@ def load_model(
         preprocessing=preprocessing,
         num_classes=outputs,
         head_module=head_module,
-        weights_source=_weights_source(spec, path, seed, require_weights),
+        weights_source=_weights_source(spec, path, seed, require_weights) if allocated else "none needed",
     )
 
 
@@ -135,6 +138,18 @@ def _build(spec: str) -> tuple[str, Found]:
     if hub is None:
         raise _unknown_model(spec, spec, ("", *HUBS))
     return f"{hub}:{spec}", _build_from_hub(hub, spec)
+
+
+def _build_on_meta(spec: str) -> tuple[str, Found]:
+    """As `_build`, on the meta device; a factory, and a model that can not be built there, as usual."""
+    kind, colon, name = spec.partition(":")
+    if colon and kind not in (*HUBS, "hf"):
+        return _build(spec)
+    try:
+        with torch.device("meta"):
+            return (spec, hubs.build_hf(name, read_weights=False)) if kind == "hf" else _build(spec)
+    except InputError:
+        return _build(spec)
 
 
 def _build_from_hub(hub: str, name: str) -> Found:

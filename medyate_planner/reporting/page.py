@@ -9,12 +9,13 @@ from medyate_planner.units import format_bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One cell: what is shown, what it is sorted by, a smaller second line, and a bar of 0 to 100 percent."""
+    """One cell: what is shown, what it is sorted by, a smaller second line, a bar of 0 to 100 percent."""
 
     text: str
     value: int | None = None
     note: str = ""
     bar_percent: float | None = None
+    alert: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,11 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     total: tuple[Cell, ...] = ()
     search: str = ""
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Which columns hold numbers."""
+        return tuple(any(cell.value is not None for cell in column) for column in zip(*self.rows, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from medyate_planner.memory.moments import Category
 from medyate_planner.reporting.page import Bar, Cell, Page, Panel, Part, Table, bytes_cell, count_cell
@@ -45,7 +46,7 @@ def _lead(steps: Sequence[ReportedStep]) -> str:
     line, peak = full.timeline, full.timeline.peak_index
     where = f" of {line.module[peak]}" if line.module[peak] else ""
     return (
-        f"{_capital(full.title)} holds at most {format_bytes(full.live_peak_bytes)} at one moment, "
+        f"Full fine-tuning as PyTorch runs it holds at most {format_bytes(full.live_peak_bytes)} at one moment, "
         f"in the {line.phase[peak]} phase, after {line.operator[peak]}{where}."
     )
 
@@ -87,11 +88,17 @@ def _steps_table(steps: Sequence[ReportedStep]) -> Table:
     for index, step in enumerate(steps):
         less = "" if full is None or step.name not in ("lean_full", "plan") else _times_less(step.live_peak_bytes, full)
         amounts = [amounts[index] for _, amounts in shown]
-        cells = [Cell(text="-") if amount is None else bytes_cell(amount, of=largest) for amount in amounts]
+        cells = [Cell(text="") if amount is None else _headline(amount, largest) for amount in amounts]
         rows.append((Cell(text=_capital(step.title), note=less), *cells))
     return Table(
         id="steps", caption="Bytes of one step", columns=("step", *(name for name, _ in shown)), rows=tuple(rows)
     )
+
+
+def _headline(amount: int, largest: int) -> Cell:
+    """The human form first."""
+    exact = bytes_cell(amount, of=largest)
+    return replace(exact, text=exact.note, note=exact.text) if exact.note else exact
 
 
 def _times_less(amount: int, full: int) -> str:
@@ -225,7 +232,7 @@ def _measured_table(report: MemoryReport) -> Table:
             Cell(text=row.name, note=titles.get(row.step, row.step)),
             bytes_cell(row.predicted_bytes),
             bytes_cell(row.measured_bytes),
-            Cell(text="0 B" if not (off := row.measured_bytes - row.predicted_bytes) else f"{off:+,} B", value=off),
+            _difference(row.measured_bytes - row.predicted_bytes),
         )
         for row in report.measured
     ]
@@ -239,6 +246,10 @@ def _measured_table(report: MemoryReport) -> Table:
     )
 
 
+def _difference(amount: int) -> Cell:
+    return Cell(text=f"{amount:+,} B" if amount else "0 B", value=amount, alert=bool(amount))
+
+
 def _batch_table(report: MemoryReport) -> Table:
     titles = {step.name: step.title for step in report.steps}
     rows = [
@@ -246,14 +257,14 @@ def _batch_table(report: MemoryReport) -> Table:
             Cell(text=titles.get(row.step, row.step)),
             bytes_cell(row.budget_bytes),
             count_cell(row.batch_size) if row.batch_size else Cell(text="0", value=0, note="not even one sample fits"),
-            bytes_cell(row.live_peak_bytes),
+            bytes_cell(row.live_peak_bytes, note=None if row.batch_size else "at one sample"),
         )
         for row in report.largest_batch
     ]
     return Table(
         id="largest-batch",
         caption="The largest batch whose live peak fits",
-        columns=("step", "budget", "largest batch", "live peak at that batch, or at one sample"),
+        columns=("step", "budget", "largest batch", "its live peak"),
         rows=tuple(rows),
     )
 

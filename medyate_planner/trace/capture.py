@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, export
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from medyate_planner.errors import InputError, TraceError
 from medyate_planner.families import CONV, DROPOUTS, family_of
 from medyate_planner.graph import ModelGraph
 from medyate_planner.trace.fake import dtype_name, operator_name
-from medyate_planner.trace.inline import inline_regions, move_devices
+from medyate_planner.trace.inline import inline_regions
+from medyate_planner.trace.twin import fake_copy
 
 ExampleInputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 _CAPTURE_BATCH = 2  # torch.export specialises a batch of 1
@@ -100,32 +103,66 @@ def trace(
     specs = input_specs(example_inputs)
     modes = [(module, module.training) for module in model.modules()]
     where = next((p.device for p in model.parameters()), torch.device("cpu"))
-    args = tuple(_at_batch(batch, _CAPTURE_BATCH, where) for batch in args)
-    kwargs = {name: _at_batch(batch, _CAPTURE_BATCH, where) for name, batch in kwargs.items()}
-    batch = Dim("batch")
-    shapes: Any = {0: batch}
     model.eval()
     try:
-        with warnings.catch_warnings(), _without_cache(model):
-            warnings.simplefilter("ignore")
-            program = export(
-                model,
-                args,
-                kwargs,
-                dynamic_shapes=dict.fromkeys(kwargs, shapes) if kwargs else tuple([shapes] * len(args)),
-                strict=False,
-            )
-            module = program.module(check_guards=False)
+        with _without_cache(model):
+            if where.type == torch.device(device).type:
+                module = _export(model, args, kwargs, where)
+            else:
+                module = _export_elsewhere(model, args, kwargs, device)
+    except TraceError:
+        raise
     except Exception as error:
         raise TraceError(_capture_failure(model, error)) from error
     finally:
         for submodule, training in modes:
             submodule.training = training
-    assert isinstance(module, fx.GraphModule)
     inline_regions(module)
-    move_devices(module, where, device)
     _clean(module, dropout)
     return Trace(module=module, inputs=specs, head_pattern=head, device=device)
+
+
+def _export(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], where: torch.device
+) -> fx.GraphModule:
+    args = tuple(_at_batch(batch, _CAPTURE_BATCH, where) for batch in args)
+    kwargs = {name: _at_batch(batch, _CAPTURE_BATCH, where) for name, batch in kwargs.items()}
+    shapes: Any = {0: Dim("batch")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = export(
+            model,
+            args,
+            dict(kwargs),
+            dynamic_shapes=dict.fromkeys(kwargs, shapes) if kwargs else tuple([shapes] * len(args)),
+            strict=False,
+        )
+        module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+def _export_elsewhere(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], device: str
+) -> fx.GraphModule:
+    """Export a fake twin on the device predictions are for (the meta device takes other kernels).
+
+    The module gets the model's own parameters and buffers, so that it is the model's as after any other capture.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    twin = fake_copy(model, mode, device)
+    with mode:
+        module = _export(twin, args, kwargs, torch.device(device))
+    for named, table in ((model.named_parameters, "_parameters"), (model.named_buffers, "_buffers")):
+        for name, tensor in named(remove_duplicate=False):
+            path, _, leaf = name.rpartition(".")
+            try:
+                owner = module.get_submodule(path)
+            except AttributeError:  # nothing below it is read
+                continue
+            if leaf in getattr(owner, table):
+                getattr(owner, table)[leaf] = tensor
+    return module
 
 
 def _split_inputs(example_inputs: ExampleInputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -167,9 +204,8 @@ def _at_batch(batch: Tensor, size: int, device: torch.device) -> Tensor:
 @contextmanager
 def _without_cache(model: nn.Module) -> Iterator[None]:
     """A generating transformer hands out its keys and values, which nobody reads in training: do not capture them."""
-    configs = {
-        id(m.config): m.config for m in model.modules() if getattr(getattr(m, "config", None), "use_cache", False)
-    }
+    owned: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(config): config for config in owned if getattr(config, "use_cache", False)}
     for config in configs.values():
         config.use_cache = False
     try:

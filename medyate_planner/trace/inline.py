@@ -64,18 +64,3 @@ def _detached(module: fx.GraphModule, node: fx.Node) -> fx.Node:
     detached = module.graph.call_function(torch.ops.aten.detach.default, (node,))
     detached.meta = dict(node.meta)
     return detached
-
-
-def move_devices(module: fx.GraphModule, source: torch.device, target: str) -> None:
-    """Operators that name the device the model was captured on name `target` instead."""
-    device = torch.device(target)
-    if source.type == device.type:
-        return
-
-    def moved(value: Any) -> Any:
-        return device if isinstance(value, torch.device) and value.type == source.type else value
-
-    for node in module.graph.nodes:
-        if node.op == "call_function":
-            node.args = tuple(moved(arg) for arg in node.args)
-            node.kwargs = {key: moved(value) for key, value in node.kwargs.items()}

@@ -56,10 +56,8 @@ def real_ordinary(
     Raises:
         InputError: the model is on the meta device.
     """
-    check_real(model)
+    measured = real_step(model, inputs, batch_size, loss_function, make_target, regime, device=device)
     args, kwargs = example_batch(inputs, batch_size, device)
-    with restored(model):
-        measured = run_ordinary(model, args, kwargs, loss_function, make_target, regime)
     held = _bytes_of([*resident_tensors(model), *_leaves([args, kwargs])])
     with restored(model):
         inference = allocator_peak_growth(lambda: infer(model, args, kwargs, regime), device)
@@ -71,6 +69,23 @@ def real_ordinary(
         inference_allocator_bytes=held + inference,
         step_allocator_bytes=held + _bytes_of(extra) + growth,
     )
+
+
+def real_step(
+    model: nn.Module,
+    inputs: tuple[InputSpec, ...],
+    batch_size: int,
+    loss_function: LossFunction,
+    make_target: MakeTarget,
+    regime: Regime,
+    *,
+    device: str = "cpu",
+) -> Ordinary:
+    """As `real_ordinary`, without the allocator."""
+    check_real(model)
+    args, kwargs = example_batch(inputs, batch_size, device)
+    with restored(model):
+        return run_ordinary(model, args, kwargs, loss_function, make_target, regime)
 
 
 def real_session_step(

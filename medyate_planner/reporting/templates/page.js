@@ -87,7 +87,7 @@ class Timeline {
     this.frame = { left, top: 26, width: width - left - 10, height: height - 26 - 46, top_bytes: ticks.at(-1).bytes };
     this.shown = this.columns();
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    const parts = [this.axis(ticks), this.bands(), this.phases(), this.peak(), this.cursor()];
+    const parts = [this.axis(ticks), this.bands(), this.phases(), this.cursor(), this.peak()];
     this.svg.replaceChildren(...parts.filter(Boolean));
     this.slider.min = this.window.start;
     this.slider.max = this.window.end - 1;
@@ -148,7 +148,8 @@ class Timeline {
     const { start, end } = this.window;
     const group = this.make("g", { class: "phases" });
     const place = (moment) => left + (width * (Math.min(Math.max(moment, start), end) - start)) / (end - start);
-    let free = left;
+    let [free, freeBelow] = [left, left]; // where the next name may begin
+    const last = this.step.phases.findLast((phase) => phase.start < end);
     this.step.phases.forEach((phase, index) => {
       const [from, to] = [place(phase.start), place(phase.end)];
       if (to <= from) return;
@@ -157,10 +158,14 @@ class Timeline {
       if (phase.start > start) group.append(this.make("line", { x1: from, x2: from, y1: top, y2: top + height + 9 }));
       const needed = 6.6 * phase.name.length + 6;
       const wide = to - from >= needed;
-      const at = wide ? from : Math.min(from, left + width - needed);
-      if (!wide && at < free) return;
-      if (!wide) free = at + needed;
-      group.append(this.make("text", { x: at, y: top + height + (wide ? 23 : 38) }, phase.name));
+      const shifted = from + needed > left + width;
+      const at = shifted ? left + width - needed : from;
+      const first = wide || (phase === last && at >= free);
+      if (!first && at < freeBelow) return;
+      if (first) free = at + needed;
+      else freeBelow = at + needed;
+      const where = { x: shifted ? left + width : at, y: top + height + (first ? 23 : 38) };
+      group.append(this.make("text", { ...where, "text-anchor": shifted ? "end" : "start" }, phase.name));
     });
     return group;
   }
@@ -205,7 +210,7 @@ class Timeline {
     this.cells.get("module").textContent = text(step.module);
     this.cells.get("source").textContent = text(step.source);
     this.cells.get("moment").textContent = `${phase}, ${exact.format(moment + 1)} of ${exact.format(this.count)}`;
-    this.cells.get("total").replaceChildren(...twoLines(`${exact.format(step.total_bytes[moment])} B`, total));
+    this.cells.get("total").replaceChildren(...noted(`${exact.format(step.total_bytes[moment])} B`, total));
     for (const row of this.rows) {
       row.lastElementChild.textContent = `${exact.format(step.live_bytes[row.dataset.category][moment])} B`;
     }
@@ -220,12 +225,12 @@ class Timeline {
   }
 }
 
-function twoLines(main, note) {
+function noted(main, note) {
   const [first, second] = [document.createElement("span"), document.createElement("small")];
   first.className = "main";
   first.textContent = main;
   second.textContent = note;
-  return [first, second];
+  return [second, first];
 }
 
 // ---- tabs ---------------------------------------------------------------------------------------------------------
