@@ -79,6 +79,15 @@ class MeasuredKeep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """Bytes an operator has alive at most beside operands, results and what is kept; backward: beside its incoming
+    gradients and what is kept, so the gradients it makes are part of it."""
+
+    forward_bytes: int
+    backward_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
     """One operator call.
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
 from medyate_planner.losses import Loss, LossFunction, named_loss
-from medyate_planner.memory.model import MemoryModel
+from medyate_planner.memory.model import MemoryModel, Updates
+from medyate_planner.memory.peak import LossCost, peak_bound
 from medyate_planner.planning.plan import Plan
 from medyate_planner.trace import ExampleInputs, InputSpec, Trace, trace
 from medyate_planner.trace.layers import find_head
@@ -29,7 +30,14 @@ class Subject:
     graph: ModelGraph
     memory: MemoryModel
     loss: Loss
+    loss_cost: LossCost
     dropout: str = "off"
+
+    def peak_bound_bytes(self, updates: Updates) -> int:
+        """Closed form of the live peak of a step: never below it."""
+        from medyate_planner.trace.workspace import workspaces
+
+        return peak_bound(self.memory, updates, workspaces(self.traced, self.graph), self.loss_cost)
 
     def at_batch(self, batch_size: int) -> ModelGraph:
         """The graph at another batch size, as the loss sees it."""
@@ -101,7 +109,9 @@ def _subject(model: nn.Module, traced: Trace, graph: ModelGraph, loss: LossSpec,
     seen = view_loss(traced, graph, chosen.function, chosen.make_target)
     graph = reading(graph, seen.reads, traced.head_pattern)
     memory = MemoryModel(graph, loss=seen.keeps)
-    return Subject(model=model, traced=traced, graph=graph, memory=memory, loss=chosen, dropout=dropout)
+    return Subject(
+        model=model, traced=traced, graph=graph, memory=memory, loss=chosen, loss_cost=seen.cost, dropout=dropout
+    )  # fmt: skip
 
 
 def batch_of(example_inputs: ExampleInputs) -> int:

@@ -81,7 +81,7 @@ def report(
         _check_plan(case, plan)
     on_stage("a step on fake tensors")
     ordinary = _ordinary(case, case.batch_size, regime)
-    steps = list(gather.ordinary_steps(ordinary))
+    steps = list(gather.ordinary_steps(ordinary, regime))
     if case.subject is not None:
         steps += _lean_steps(case.subject, plan, on_stage)
     measured: tuple[ReportedMeasurement, ...] = ()
@@ -197,7 +197,7 @@ def _lean_steps(subject: Subject, plan: Plan | None, on_stage: Stage) -> list[Re
         on_stage(f"{gather.TITLES[name]}, a step on fake tensors")
         loss = subject.loss
         dry = dry_run(subject.traced, subject.graph, updates, loss.function, loss.make_target, timeline=True)
-        steps.append(gather.lean_step(name, dry))
+        steps.append(gather.lean_step(name, dry, bound_bytes=subject.peak_bound_bytes(updates)))
     return steps
 
 
@@ -209,7 +209,7 @@ def _measure(
     real = real_ordinary(
         case.model, case.inputs, case.batch_size, loss.function, loss.make_target, regime, device=case.device
     )
-    found = {step.name: step for step in gather.ordinary_steps(real.measured)}
+    found = {step.name: step for step in gather.ordinary_steps(real.measured, regime)}
     allocator = {"inference": real.inference_allocator_bytes, "full": real.step_allocator_bytes}
     if case.subject is not None:
         subject = case.subject

@@ -11,7 +11,8 @@ PACKAGE = Path(medyate_planner.__file__).parent
 # From the bottom to the top: a module may import what stands before it (and its own group).
 ORDER = (
     "errors", "units", "files", "families", "graph", "trace", "memory", "importance",
-    "planning", "models", "losses", "training", "data", "subject", "planfile", "reporting", "survey", "api", "demo", "cli",
+    "planning", "models", "losses", "training", "data", "subject", "planfile", "reporting", "survey", "api",
+    "demo", "cli",
 )  # fmt: skip
 HARD_LIMIT_LINES = 400
 

@@ -31,8 +31,8 @@ from medyate_planner.training.ordinary import Ordinary, OrdinaryStep, Regime
 TITLES: Mapping[StepName, str] = {
     "inference": "inference",
     "full": "full fine-tuning, PyTorch",
-    "lean_full": "full fine-tuning, lean",
-    "plan": "plan",
+    "lean_full": "full fine-tuning, lean (sgd)",
+    "plan": "plan (sgd)",
 }
 
 
@@ -41,7 +41,7 @@ def everything(graph: ModelGraph) -> Updates:
     return Updates(quotas={}, full=frozenset(layer.name for layer in graph.layers if layer.trainable))
 
 
-def ordinary_steps(ordinary: Ordinary) -> Iterator[ReportedStep]:
+def ordinary_steps(ordinary: Ordinary, regime: Regime) -> Iterator[ReportedStep]:
     """Inference and full fine-tuning as PyTorch runs them."""
     inference, full = ordinary.inference, ordinary.step
     yield ReportedStep(
@@ -54,7 +54,7 @@ def ordinary_steps(ordinary: Ordinary) -> Iterator[ReportedStep]:
     )
     yield ReportedStep(
         name="full",
-        title=TITLES["full"],
+        title=f"{TITLES['full']} ({regime.optimizer})",
         saved_bytes=full.saved_bytes,
         training_bytes=full.training_bytes,
         live_peak_bytes=full.live_peak_bytes,

@@ -38,7 +38,10 @@ def render_report(report: MemoryReport, *, sort: str = "order", depth: int = 2) 
         yield line(f"No layers and no plan: {report.capture_error}")
     yield _steps(report.steps)
     if any(step.name == "lean_full" for step in report.steps):
-        yield line("lean: all convolutions and linear layers by our operators, SGD inside backward, norms frozen")
+        yield line(
+            "lean: every convolution and linear layer by our operators, SGD inside backward, norms frozen; "
+            "allocator: what kernels take inside included, measured, never promised"
+        )
     yield _peaks(report.steps)
     yield _modules(report, sort, depth)
     if report.layers:

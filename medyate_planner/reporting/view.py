@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medyate_planner.errors import InputError
 
@@ -66,6 +66,15 @@ class ReportedTimeline(_Part):
     source: tuple[str, ...]
     live_bytes: tuple[tuple[int, ...], ...] = Field(description="per operator, bytes in the order of `categories`")
     peak_index: int
+
+    @model_validator(mode="after")
+    def _columns_agree(self) -> ReportedTimeline:
+        lengths = {len(self.phase), len(self.operator), len(self.module), len(self.source), len(self.live_bytes)}
+        if len(lengths) > 1 or not 0 <= self.peak_index < len(self.phase):
+            raise ValueError("the columns of a timeline have different lengths, or the peak is not one of its moments")
+        if any(len(row) != len(self.categories) for row in self.live_bytes):
+            raise ValueError("every moment of a timeline has one number for each category")
+        return self
 
     @property
     def peak_bytes(self) -> int:

@@ -71,7 +71,7 @@ class GraphReader:
             outputs=outputs,
             head=(),
             parameters={n: (tuple(p.shape), dtype_name(p)) for n, p in module.named_parameters()},
-            buffer_bytes=sum(b.nbytes for b in module.buffers()),
+            buffer_bytes=_bytes_beside_parameters(module),
         )
         return replace(graph, head=find_head(graph, self.traced.head_pattern))
 
@@ -275,6 +275,18 @@ class GraphReader:
     def _operands(self, node: fx.Node, has_weight: bool) -> tuple[str, ...]:
         nodes = [node.args[0]] if has_weight else node.all_input_nodes
         return tuple(n.name for n in nodes if isinstance(n, fx.Node) and isinstance(self.env[n], (Tensor, tuple, list)))
+
+
+def _bytes_beside_parameters(module: nn.Module) -> int:
+    """Buffers and constants: storages that are there anyway and are no parameters'."""
+    storages: dict[int, int] = {}
+    for owner in module.modules():
+        for value in [*owner._buffers.values(), *vars(owner).values()]:
+            if isinstance(value, Tensor):
+                storages[storage_key(value)] = int(value.untyped_storage().nbytes())
+    for parameter in module.parameters():
+        storages.pop(storage_key(parameter), None)
+    return sum(storages.values())
 
 
 def _window_elements(kernel: Any) -> int:

@@ -14,9 +14,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
 from medyate_planner.memory.model import Updates
-from medyate_planner.memory.moments import Place
+from medyate_planner.memory.moments import Category, Place
+from medyate_planner.memory.peak import LossCost
 from medyate_planner.memory.rules import Keep
 from medyate_planner.trace import Trace, fake_twin, storage_key
+from medyate_planner.training.live import LiveTracker
 from medyate_planner.training.measure import LossFunction, StepMeasurement, measure_step
 from medyate_planner.training.ordinary import fake_batch
 from medyate_planner.training.session import Session
@@ -52,10 +54,12 @@ def dry_run(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossView:
-    """What the loss keeps for its backward (an output's own storage under its key), and which outputs it reads."""
+    """What the loss keeps for its backward (an output's own storage under its key), which outputs it reads, and what
+    it needs while it runs."""
 
     keeps: tuple[Keep, ...]
     reads: tuple[str, ...]
+    cost: LossCost
 
 
 def view_loss(traced: Trace, graph: ModelGraph, loss_function: LossFunction, make_target: MakeTarget) -> LossView:
@@ -95,13 +99,23 @@ def view_loss(traced: Trace, graph: ModelGraph, loss_function: LossFunction, mak
             kept.setdefault(key, Keep(name, int(tensor.untyped_storage().nbytes())))
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = loss_function(tree_map(leaf, outputs), target)
+        seen = tree_map(leaf, outputs)
+        targets = [t for t in tree_leaves(target) if isinstance(t, Tensor)]
+        around = {Category.INPUTS: [*alive, *targets]}
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with LiveTracker(around) as forward, hooks:
+            loss = loss_function(seen, target)
         if not loss.requires_grad:
             raise InputError("the loss has no gradient with respect to any output of the model")
-        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        with LiveTracker(around) as backward:
+            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     reads = tuple(name for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None)
-    return LossView(keeps=tuple(kept.values()), reads=reads)
+    cost = LossCost(
+        target_bytes=sum(int(t.untyped_storage().nbytes()) for t in targets),
+        forward_bytes=forward.growth_bytes,
+        backward_bytes=backward.growth_bytes,
+    )
+    return LossView(keeps=tuple(kept.values()), reads=reads, cost=cost)
 
 
 def _fake_inputs(traced: Trace, batch_size: int, mode: FakeTensorMode) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:

@@ -44,11 +44,17 @@ class LiveTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for tensor in tensors:
                 self._note(tensor, category)
         self.ledger.write(self.phase, "start of the step")
+        self._start_bytes = self.ledger.total_bytes
 
     @property
     def peak_bytes(self) -> int:
         """The largest sum of live storages so far."""
         return self.ledger.peak_bytes
+
+    @property
+    def growth_bytes(self) -> int:
+        """How far the peak is above what lived before."""
+        return self.peak_bytes - self._start_bytes
 
     def __torch_dispatch__(
         self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -25,10 +25,10 @@ def pack_between(value: Tensor, low: float, high: float) -> Tensor:
     batch = value.shape[0]
     per_sample = value[0].numel() if batch else 0
     packed = torch.empty((batch, -(-per_sample // 8)), dtype=torch.uint8, device=value.device)
-    if isinstance(value, FakeTensor):
-        return packed
     rows = _rows(value.detach())
     if value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64):
+        if isinstance(value, FakeTensor):
+            return packed
         source = rows.numpy()
         outside = source <= low
         if math.isfinite(high):
@@ -62,14 +62,13 @@ def _unpack(packed: Tensor, like: Tensor) -> Tensor:
     """uint8 zeros and ones of the shape of `like`, in the memory order of a value of that shape."""
     batch, per_sample = like.shape[0], like[0].numel()
     flat = torch.empty((batch, per_sample), dtype=torch.uint8, device=like.device)
-    if not isinstance(packed, FakeTensor):
-        if packed.device.type == "cpu":
-            if per_sample % 8 == 0:
-                flat.view(-1).numpy()[:] = np.unpackbits(packed.view(-1).numpy())
-            else:
-                flat.numpy()[:] = np.unpackbits(packed.numpy(), axis=1, count=per_sample)
+    if packed.device.type != "cpu":
+        flat.copy_(_unpack_torch(packed, per_sample))
+    elif not isinstance(packed, FakeTensor):
+        if per_sample % 8 == 0:
+            flat.view(-1).numpy()[:] = np.unpackbits(packed.view(-1).numpy())
         else:
-            flat.copy_(_unpack_torch(packed, per_sample))
+            flat.numpy()[:] = np.unpackbits(packed.numpy(), axis=1, count=per_sample)
     return _unrows(flat, like)
 
 

@@ -102,9 +102,10 @@ class _MaxPool(torch.autograd.Function):
         values, index = _aten.max_pool2d_with_indices.default(x, *ctx.window)
         ctx.shape, ctx.layout = x.shape, _memory_format(x)
         rows, columns = _window_origins(values.shape, stride, padding, x.device)
-        down = (index.div(x.shape[3], rounding_mode="floor") - rows).div(dilation[0], rounding_mode="floor")
-        right = (index.remainder(x.shape[3]) - columns).div(dilation[1], rounding_mode="floor")
-        ctx.save_for_backward((down * kernel[1] + right).to(torch.uint8).contiguous())
+        offset = index.div(x.shape[3], rounding_mode="floor").sub_(rows)
+        offset.div_(dilation[0], rounding_mode="floor").mul_(kernel[1])
+        offset.add_(index.remainder_(x.shape[3]).sub_(columns).div_(dilation[1], rounding_mode="floor"))
+        ctx.save_for_backward(offset.to(torch.uint8, memory_format=ctx.layout))
         result: Tensor = values
         return result
 
@@ -112,14 +113,20 @@ class _MaxPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         kernel, stride, padding, dilation, _ = ctx.window
-        offset = ctx.saved_tensors[0].long()
-        rows, columns = _window_origins(offset.shape, stride, padding, offset.device)
-        row = rows + offset.div(kernel[1], rounding_mode="floor") * dilation[0]
-        index = row * ctx.shape[3] + columns + offset.remainder(kernel[1]) * dilation[1]
-        batch, channels = ctx.shape[:2]
-        below = gradient.new_zeros(batch, channels, math.prod(ctx.shape[2:]))
+        batch, channels, height, width = ctx.shape
+        rows, columns = _window_origins(gradient.shape, stride, padding, gradient.device)
+        column = ctx.saved_tensors[0].long()
+        index = column.div(kernel[1], rounding_mode="floor").mul_(dilation[0]).add_(rows).mul_(width)
+        index.add_(column.remainder_(kernel[1]).mul_(dilation[1])).add_(columns)
+        del column
+        if ctx.layout == torch.channels_last:  # (B, positions, C): nothing has to be copied into another order
+            below = gradient.new_zeros(batch, height * width, channels)
+            places = index.permute(0, 2, 3, 1).reshape(batch, -1, channels)
+            below.scatter_add_(1, places, gradient.permute(0, 2, 3, 1).reshape(batch, -1, channels))
+            return below.view(batch, height, width, channels).permute(0, 3, 1, 2), None
+        below = gradient.new_zeros(batch, channels, height * width)
         below.scatter_add_(2, index.view(batch, channels, -1), gradient.reshape(batch, channels, -1))
-        return below.view(ctx.shape).contiguous(memory_format=ctx.layout), None
+        return below.view(ctx.shape), None
 
 
 class _AvgPool(torch.autograd.Function):

@@ -36,6 +36,7 @@ class Places:
         self._nodes = nodes
         self._generated: dict[tuple[CodeType, int], Place] = {}
         self._by_sequence: dict[int, Place] = {}
+        self._following = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         self._lines: dict[tuple[CodeType, int], str | None] = {}
         self.latest = _NOWHERE
 
@@ -46,7 +47,10 @@ class Places:
             found = self._by_sequence.get(node._sequence_nr(), _NOWHERE) if node is not None else _NOWHERE
         elif phase == "forward":
             found = self._from_stack(frame)
-            self._by_sequence.setdefault(torch.autograd._get_sequence_nr() - 1, found)  # type: ignore[attr-defined]
+            following = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+            for number in range(self._following, following):  # nodes made since the operator before (one, or two)
+                self._by_sequence[number] = found
+            self._following = following
         else:
             found = _NOWHERE
         self.latest = found

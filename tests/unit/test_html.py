@@ -190,7 +190,9 @@ def test_render_html_marks_a_difference(report: MemoryReport) -> None:
 
 
 def test_render_html_shows_a_capture_error(report: MemoryReport) -> None:
-    failed = report.model_copy(update={"capture_error": "line 3: <b>no</b>\x07\n  line 4", "layers": (), "accountings": ()})
+    failed = report.model_copy(
+        update={"capture_error": "line 3: <b>no</b>\x07\n  line 4", "layers": (), "accountings": ()}
+    )
     html = render_html(failed)
     assert "<pre>\nline 3: &lt;b&gt;no&lt;/b&gt;\ufffd\n  line 4\n</pre>" in html
     assert 'id="layers"' not in html
