@@ -25,7 +25,7 @@ class Loss:
 
 
 def named_loss(spec: str | LossFunction | Loss) -> Loss:
-    """`cross-entropy`, `next-token` (language models), `mse`, a callable, or `module:factory` whose factory returns a callable.
+    """`cross-entropy`, `next-token` (language models), `mse`, a callable, or a `module:factory` that makes one.
 
     A callable of the user's may carry `make_target(outputs)`; without it, class indices are tried, then zeros of the
     shape of the outputs.

@@ -37,7 +37,10 @@ def plan_from(
     certified = dry_run(subject.traced, graph, updates, subject.loss.function, subject.loss.make_target)
     _certify(figures, certified)
     inputs = tuple(
-        ModelInput.model_validate({"shape": s.shape, "dtype": s.dtype, "name": s.name}) for s in subject.traced.inputs
+        ModelInput.model_validate(
+            {"shape": s.shape, "dtype": s.dtype, "name": s.name, "channels_last": s.channels_last}
+        )
+        for s in subject.traced.inputs
     )
     return Plan(
         model=PlannedModel(

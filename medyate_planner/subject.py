@@ -85,7 +85,10 @@ def traced_for(model: nn.Module, plan: Plan) -> tuple[Trace, ModelGraph]:
     Raises:
         PlanMismatchError: the plan was made for another model.
     """
-    specs = [InputSpec(shape=i.shape, dtype=i.dtype, name=i.name) for i in plan.model.inputs]
+    specs = [
+        InputSpec(shape=i.shape, dtype=i.dtype, name=i.name, channels_last=i.channels_last and len(i.shape) == 3)
+        for i in plan.model.inputs
+    ]
     examples = [spec.example(2) for spec in specs]
     inputs: ExampleInputs = tuple(examples)
     if any(spec.name for spec in specs):

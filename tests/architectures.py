@@ -9,12 +9,17 @@ import torch
 from third_party import import_timm, import_torchvision
 from torch import Tensor, nn
 
-TORCHVISION = (
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+TORCHVISION = _names(
     "alexnet vgg11_bn resnet18 resnet50 resnext50_32x4d wide_resnet50_2 squeezenet1_1 densenet121 googlenet "
     "inception_v3 mobilenet_v2 mobilenet_v3_small mnasnet0_5 shufflenet_v2_x0_5 regnet_y_400mf efficientnet_b0 "
     "efficientnet_v2_s convnext_tiny vit_b_16 swin_t swin_v2_t maxvit_t r3d_18 mc3_18"
-).split()
-TIMM = (
+)
+TIMM = _names(
     "vit_tiny_patch16_224 deit_tiny_patch16_224 deit3_small_patch16_224 swin_tiny_patch4_window7_224 mixer_s32_224 "
     "gmlp_ti16_224 resmlp_12_224 mobilevit_xxs mobilevitv2_050 convnext_atto convnextv2_atto levit_128s pit_ti_224 "
     "poolformer_s12 xcit_nano_12_p16_224 cait_xxs24_224 coat_lite_tiny convit_tiny crossvit_tiny_240 "
@@ -24,7 +29,7 @@ TIMM = (
     "tnt_s_patch16_224 twins_pcpvt_small visformer_tiny volo_d1_224 davit_tiny focalnet_tiny_srf gcvit_xxtiny "
     "hiera_tiny_224 repvit_m1 starnet_s1 tiny_vit_5m_224 beit_base_patch16_224 eva02_tiny_patch14_224 "
     "mambaout_femto halonet26t lambda_resnet26t botnet26t_256 eca_nfnet_l0 dla34 dpn48b csatv2"
-).split()
+)
 _TEXT = {
     "hidden_size": 64,
     "num_hidden_layers": 3,
@@ -57,13 +62,20 @@ TRANSFORMERS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "gemma": ("GemmaConfig", "GemmaForCausalLM", {**_TEXT, "num_key_value_heads": 2, "head_dim": 16}),
 }  # fmt: skip
 TOKENS = 32
-PLANNED = tuple(
-    [f"torchvision:{name}" for name in "alexnet vgg11_bn resnet18 squeezenet1_1 densenet121 mobilenet_v2 mnasnet0_5 "
-     "mobilenet_v3_small shufflenet_v2_x0_5 regnet_y_400mf efficientnet_b0 googlenet".split()]
-    + [f"timm:{name}" for name in "vit_tiny_patch16_224 mixer_s32_224 mobilevit_xxs convnext_atto levit_128s pit_ti_224 "
-       "poolformer_s12 efficientnet_lite0 lcnet_050 tinynet_e rexnet_100 repvit_m1 starnet_s1 edgenext_xx_small".split()]
-    + [f"transformers:{name}" for name in ("bert", "distilbert", "electra", "opt", "llama", "qwen2")]
-)  # fmt: skip
+# PyTorch's own backward (2.13, oneDNN) corrupts the heap: the weight gradient of a 1x1 convolution of the 3 input
+# channels with stride 2. Measured in PyTorch's default memory format instead.
+CRASHES_IN_CHANNELS_LAST = frozenset({"timm:fastvit_t8", "timm:mobileone_s0", "timm:repvgg_a0"})
+PLANNED = (
+    *_names(
+        "torchvision:alexnet torchvision:vgg11_bn torchvision:resnet18 torchvision:squeezenet1_1 torchvision:densenet121 "
+        "torchvision:mobilenet_v2 torchvision:mnasnet0_5 torchvision:mobilenet_v3_small torchvision:shufflenet_v2_x0_5 "
+        "torchvision:regnet_y_400mf torchvision:efficientnet_b0 torchvision:googlenet timm:vit_tiny_patch16_224 "
+        "timm:mixer_s32_224 timm:mobilevit_xxs timm:convnext_atto timm:levit_128s timm:pit_ti_224 timm:poolformer_s12 "
+        "timm:efficientnet_lite0 timm:lcnet_050 timm:tinynet_e timm:rexnet_100 timm:repvit_m1 timm:starnet_s1 "
+        "timm:edgenext_xx_small transformers:bert transformers:distilbert transformers:electra transformers:opt "
+        "transformers:llama transformers:qwen2"
+    ),
+)
 
 
 def all_specs() -> tuple[str, ...]:
@@ -85,7 +97,11 @@ def build(spec: str, device: str) -> nn.Module:
     except NotImplementedError:  # its constructor computes with tensors that have no values on the meta device
         model = maker(name).to(device)
     model.eval()
-    if library != "transformers" and all(p.dim() < 5 for p in model.parameters()):
+    if (
+        library != "transformers"
+        and spec not in CRASHES_IN_CHANNELS_LAST
+        and all(p.dim() < 5 for p in model.parameters())
+    ):
         model.to(memory_format=torch.channels_last)
     return model
 
@@ -100,7 +116,8 @@ def example(spec: str, model: nn.Module, batch_size: int) -> Tensor | dict[str, 
     side = 299 if name == "inception_v3" else 224
     if library == "timm":
         side = model.default_cfg["input_size"][-1]
-    return torch.zeros(batch_size, 3, side, side)
+    batch = torch.zeros(batch_size, 3, side, side)
+    return batch if spec in CRASHES_IN_CHANNELS_LAST else batch.contiguous(memory_format=torch.channels_last)
 
 
 def loss_name(spec: str) -> str:

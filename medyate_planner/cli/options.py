@@ -36,7 +36,7 @@ class ModelOptions:
     dtype: str = "float32"
     "float32 or bfloat16."
     loss: str = "cross-entropy"
-    "cross-entropy, mse, or module:factory."
+    "cross-entropy, next-token, mse, or module:factory."
     dropout: str = "off"
     "off or keep, during training."
     device: str = "cpu"

@@ -20,11 +20,13 @@ ADVICE = "pass --head with its name, or make the model with the right number of 
 
 
 def example_input(model: nn.Module, input_shape: tuple[int, ...], *, batch_size: int = 1) -> Tensor:
-    """Make zeros of shape (batch_size, *input_shape), in the model's float type; int64 for token ids."""
+    """Make zeros of shape (batch_size, *input_shape) as our loaders do: images channels_last, in the model's float
+    type; int64 for token ids."""
     takes_tokens = len(input_shape) == 1 and any(isinstance(m, nn.Embedding) for m in model.modules())
     floating = (p.dtype for p in model.parameters() if p.dtype.is_floating_point)
     dtype = torch.int64 if takes_tokens else next(floating, torch.float32)
-    return torch.zeros((batch_size, *input_shape), dtype=dtype)
+    batch = torch.zeros((batch_size, *input_shape), dtype=dtype)
+    return batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch
 
 
 def run_fake(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[int, ...] | None]:

@@ -26,6 +26,7 @@ class ModelInput(_Part):
     shape: tuple[int, ...]
     dtype: Literal["float64", "float32", "bfloat16", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
     name: str | None = Field(default=None, description="set for keyword inputs")
+    channels_last: bool = Field(default=True, description="memory format the live peak is predicted for")
 
 
 class PlannedModel(_Part):

@@ -30,14 +30,22 @@ _CAPTURE_BATCH = 2  # torch.export specialises a batch of 1
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """Shape (without the batch dimension) and type of one model input; `name` is set for keyword inputs."""
+    """Shape (without the batch dimension), type and memory format of one model input.
+
+    `name` is set for keyword inputs.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     name: str | None = None
+    channels_last: bool = False
+
+    def empty(self, batch_size: int, device: str | torch.device) -> Tensor:
+        """A batch without values; under a FakeTensorMode a fake one."""
+        return self._laid_out(torch.empty((batch_size, *self.shape), dtype=getattr(torch, self.dtype), device=device))
 
     def example(self, batch_size: int, device: str | torch.device = "cpu", seed: int = 0) -> Tensor:
-        """A batch of random input of this shape (integers are 0 or 1); images are channels_last."""
+        """A batch of random input (integers are 0 or 1)."""
         generator = torch.Generator().manual_seed(seed)
         dtype = getattr(torch, self.dtype)
         full = (batch_size, *self.shape)
@@ -45,9 +53,10 @@ class InputSpec:
             batch = torch.randn(full, generator=generator).to(dtype)
         else:
             batch = torch.randint(0, 2, full, generator=generator).to(dtype)
-        if batch.dim() == 4:
-            batch = batch.contiguous(memory_format=torch.channels_last)
-        return batch.to(device)
+        return self._laid_out(batch).to(device)
+
+    def _laid_out(self, batch: Tensor) -> Tensor:
+        return batch.contiguous(memory_format=torch.channels_last) if self.channels_last else batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,15 +199,21 @@ def input_specs(example_inputs: ExampleInputs) -> tuple[InputSpec, ...]:
     sizes = {batch.shape[0] for _, batch in named}
     if len(sizes) > 1:
         raise InputError(f"example inputs: expected one batch size, got {sorted(sizes)}; put the batch first")
-    return tuple(InputSpec(shape=tuple(batch.shape[1:]), dtype=dtype_name(batch), name=name) for name, batch in named)
+    return tuple(
+        InputSpec(
+            shape=tuple(batch.shape[1:]), dtype=dtype_name(batch), name=name, channels_last=_is_channels_last(batch)
+        )
+        for name, batch in named
+    )
+
+
+def _is_channels_last(batch: Tensor) -> bool:
+    return batch.dim() == 4 and batch.is_contiguous(memory_format=torch.channels_last) and not batch.is_contiguous()
 
 
 def _at_batch(batch: Tensor, size: int, device: torch.device) -> Tensor:
-    shape = (size, *batch.shape[1:])
-    resized = torch.zeros(shape, dtype=batch.dtype, device=device)
-    if batch.dim() == 4 and batch.is_contiguous(memory_format=torch.channels_last):
-        resized = resized.contiguous(memory_format=torch.channels_last)
-    return resized
+    resized = torch.zeros((size, *batch.shape[1:]), dtype=batch.dtype, device=device)
+    return resized.contiguous(memory_format=torch.channels_last) if _is_channels_last(batch) else resized
 
 
 @contextmanager

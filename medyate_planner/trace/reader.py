@@ -87,11 +87,7 @@ class GraphReader:
 
     def _input(self, node: fx.Node, spec: InputSpec) -> Tensor:
         with self.mode:
-            batch = torch.empty(
-                (self.batch_size, *spec.shape), dtype=getattr(torch, spec.dtype), device=self.traced.device
-            )
-            if batch.dim() == 4:
-                batch = batch.contiguous(memory_format=torch.channels_last)
+            batch = spec.empty(self.batch_size, self.traced.device)
         self._note(node.name, batch, "input")
         return batch
 

@@ -20,7 +20,7 @@ from medyate_planner.graph import ModelGraph, Workspace
 from medyate_planner.trace.fake import fake_twin, lookup, storage_key
 
 if TYPE_CHECKING:
-    from medyate_planner.trace.capture import Trace
+    from medyate_planner.trace.capture import InputSpec, Trace
 
 
 def workspaces(traced: Trace, graph: ModelGraph) -> Mapping[str, Workspace]:
@@ -52,11 +52,9 @@ class _Looker:
                 found[node.name] = self._call(node)
         return {name: space for name, space in found.items() if name in self._graph.op_by_name}
 
-    def _input(self, spec: Any) -> Tensor:
+    def _input(self, spec: InputSpec) -> Tensor:
         with self._mode:
-            dtype = getattr(torch, spec.dtype)
-            batch = torch.empty((self._graph.batch_size, *spec.shape), dtype=dtype, device=self._traced.device)
-            return batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch
+            return spec.empty(self._graph.batch_size, self._traced.device)
 
     def _call(self, node: fx.Node) -> Workspace:
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self._env[n])

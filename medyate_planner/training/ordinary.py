@@ -125,9 +125,7 @@ def fake_batch(
     positional, named = [], {}
     with mode:
         for spec in inputs:
-            batch = torch.empty((batch_size, *spec.shape), dtype=getattr(torch, spec.dtype), device=device)
-            if batch.dim() == 4:
-                batch = batch.contiguous(memory_format=torch.channels_last)
+            batch = spec.empty(batch_size, device)
             if spec.name is None:
                 positional.append(batch)
             else:
