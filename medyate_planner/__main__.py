@@ -2,7 +2,7 @@
 
 import sys
 
-from medyate_planner.cli import main
+from medyate_planner.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

@@ -67,8 +67,9 @@ TOKENS = 32
 CRASHES_IN_CHANNELS_LAST = frozenset({"timm:fastvit_t8", "timm:mobileone_s0", "timm:repvgg_a0"})
 PLANNED = (
     *_names(
-        "torchvision:alexnet torchvision:vgg11_bn torchvision:resnet18 torchvision:squeezenet1_1 torchvision:densenet121 "
-        "torchvision:mobilenet_v2 torchvision:mnasnet0_5 torchvision:mobilenet_v3_small torchvision:shufflenet_v2_x0_5 "
+        "torchvision:alexnet torchvision:vgg11_bn torchvision:resnet18 torchvision:squeezenet1_1 "
+        "torchvision:densenet121 torchvision:mobilenet_v2 torchvision:mnasnet0_5 torchvision:mobilenet_v3_small "
+        "torchvision:shufflenet_v2_x0_5 "
         "torchvision:regnet_y_400mf torchvision:efficientnet_b0 torchvision:googlenet timm:vit_tiny_patch16_224 "
         "timm:mixer_s32_224 timm:mobilevit_xxs timm:convnext_atto timm:levit_128s timm:pit_ti_224 timm:poolformer_s12 "
         "timm:efficientnet_lite0 timm:lcnet_050 timm:tinynet_e timm:rexnet_100 timm:repvit_m1 timm:starnet_s1 "

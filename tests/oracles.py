@@ -119,7 +119,8 @@ def tracked_peak(step: Step, *, with_modules: bool = False) -> int:
     tracker = MemTracker()
     if not with_modules:
         tracker._mod_tracker = _NoModules()  # type: ignore[assignment]
-    tracker.track_external(step.model, step.optimizer, *step.args, *step.kwargs.values(), step.target)
+    attributes = [v for module in step.model.modules() for v in vars(module).values() if isinstance(v, Tensor)]
+    tracker.track_external(step.model, step.optimizer, *step.args, *step.kwargs.values(), step.target, *attributes)
     with tracker:
         step.run()
     (snapshot,) = tracker.get_tracker_snapshot("peak").values()
@@ -128,12 +129,9 @@ def tracked_peak(step: Step, *, with_modules: bool = False) -> int:
 
 @contextmanager
 def fake() -> Iterator[Callable[[Any], Any]]:
-    """A FakeTensorMode, and a function that makes inputs fake (images channels_last, as loaders hand them out)."""
+    """A FakeTensorMode, and a function that makes inputs fake."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-
-    def twin(tensor: Tensor) -> Tensor:
-        made = torch.empty(tensor.shape, dtype=tensor.dtype)
-        return made.contiguous(memory_format=torch.channels_last) if made.dim() == 4 else made
-
     with mode:
-        yield lambda inputs: tree_map_only(Tensor, twin, inputs)
+        yield lambda inputs: tree_map_only(
+            Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype), inputs
+        )

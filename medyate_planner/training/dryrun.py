@@ -44,9 +44,9 @@ def dry_run(
     fake = _fake_trace(traced, mode)
     args, kwargs = _fake_inputs(fake, graph.batch_size, mode)
     with mode:
-        session = Session(fake.module, fake, graph, updates, lambda _interval: {})
         with torch.no_grad():
-            target = make_target(session.lean(*args, **kwargs))
+            target = make_target(fake.module(*args, **kwargs))
+        session = Session(fake.module, fake, graph, updates, lambda _interval: {})
         session.set_lr(0.01, clip=5.0)
         places = {op.name: Place(op.module_path, op.source_line) for op in graph.ops} if timeline else None
         return measure_step(session, args, kwargs, target, loss_function, places=places)

@@ -143,8 +143,9 @@ def run_ordinary(
 ) -> Ordinary:
     """Inference and one step on the tensors given. The learning rate is 0; buffers and modes may be changed."""
     modes = [(module, module.training) for module in model.modules()]
-    inference = _run_inference(model, args, kwargs, regime)
-    target = make_target(infer(model, args, kwargs, regime))
+    inference, outputs = _run_inference(model, args, kwargs, regime)
+    target = make_target(outputs)
+    del outputs
     for module, training in modes:
         module.training = training
     trained = arrange(model, regime)
@@ -215,11 +216,11 @@ def _state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def _run_inference(
     model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], regime: Regime
-) -> InferenceRun:
+) -> tuple[InferenceRun, Any]:
     already = {Category.WEIGHTS: resident_tensors(model), Category.INPUTS: _tensors([args, dict(kwargs)])}
     with LiveTracker(already, places=Places(model)) as live:
-        infer(model, args, kwargs, regime)
-    return InferenceRun(live_peak_bytes=live.peak_bytes, timeline=live.ledger.timeline())
+        outputs = infer(model, args, kwargs, regime)
+    return InferenceRun(live_peak_bytes=live.peak_bytes, timeline=live.ledger.timeline()), outputs
 
 
 def _run_step(
