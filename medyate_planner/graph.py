@@ -109,6 +109,7 @@ class Op:
     bias: str | None = None
     module_path: str = ""
     source_line: str = ""
+    workspace: Workspace = Workspace(forward_bytes=0, backward_bytes=0)
 
     @property
     def output(self) -> TensorSpec:
@@ -287,5 +288,6 @@ def _op_from_dict(data: Mapping[str, Any]) -> Op:
             "outputs": tuple(_spec_from_dict(spec) for spec in data["outputs"]),
             "attributes": {k: tuple(v) if isinstance(v, list) else v for k, v in data["attributes"].items()},
             "measured": measured,
+            "workspace": Workspace(**data.get("workspace", {"forward_bytes": 0, "backward_bytes": 0})),
         }
     )

@@ -35,9 +35,7 @@ class Subject:
 
     def peak_bound_bytes(self, updates: Updates) -> int:
         """Closed form of the live peak of a step: never below it."""
-        from medyate_planner.trace.workspace import workspaces
-
-        return peak_bound(self.memory, updates, workspaces(self.traced, self.graph), self.loss_cost)
+        return peak_bound(self.memory, updates, self.loss_cost)
 
     def at_batch(self, batch_size: int) -> ModelGraph:
         """The graph at another batch size, as the loss sees it."""

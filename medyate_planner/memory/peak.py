@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from medyate_planner import families as f
-from medyate_planner.graph import Layer, ModelGraph, Op, TensorSpec, Workspace
+from medyate_planner.graph import Layer, ModelGraph, Op, TensorSpec
 from medyate_planner.memory.channels import INDEX_BYTES
 from medyate_planner.memory.model import MemoryModel, Updates
 from medyate_planner.memory.timeline import footprint, gradient_bytes
@@ -20,7 +20,6 @@ from medyate_planner.memory.timeline import footprint, gradient_bytes
 _SMALL_BYTES = 256  # norms, clipping factors, the anchor: scalars
 _ROW_INDEX_BYTES = 8 * 4  # per weight row of a grouped layer: its int64 index and what that is computed from
 _MASKED = (f.RELU, f.CLAMP, f.LEAKY_RELU, f.HARD_SIGMOID, f.DROPOUT)
-_NO_WORKSPACE = Workspace(forward_bytes=0, backward_bytes=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +32,15 @@ class LossCost:
     backward_bytes: int
 
 
-def peak_bound(model: MemoryModel, updates: Updates, spaces: Mapping[str, Workspace], loss: LossCost) -> int:
+def peak_bound(model: MemoryModel, updates: Updates, loss: LossCost) -> int:
     """A number of bytes that the live peak of a step in mode `fused` does not exceed, weights and inputs included."""
-    bound = _Bound(model, updates, spaces, loss)
+    bound = _Bound(model, updates, loss)
     return bound.resident_bytes + max(bound.forward_bytes(), bound.loss_bytes(), bound.backward_bytes())
 
 
 class _Bound:
-    def __init__(self, model: MemoryModel, updates: Updates, spaces: Mapping[str, Workspace], loss: LossCost) -> None:
-        self.model, self.updates, self.spaces, self.loss = model, updates, spaces, loss
+    def __init__(self, model: MemoryModel, updates: Updates, loss: LossCost) -> None:
+        self.model, self.updates, self.loss = model, updates, loss
         self.graph = model.graph
         self.active = model.active(updates)
         self.channels = model.channels(updates)
@@ -91,7 +90,7 @@ class _Bound:
             for spec in op.outputs:
                 if self.graph.storages[spec.storage].kind == "activation":
                     live[spec.storage] = self.graph.storages[spec.storage].nbytes
-            space = self.spaces.get(op.name, _NO_WORKSPACE).forward_bytes
+            space = op.workspace.forward_bytes
             if op.name in self.active and op.family in f.LEAN:
                 space = max(space, _lean_forward(self.graph, op))
             largest = max(largest, sum(live.values()) + self.kept[position] + space)
@@ -137,7 +136,7 @@ class _Bound:
     def _own_backward(self, op: Op) -> int:
         if op.family in f.LEAN:
             return _lean_backward(self.graph, op, self.model.site_layer.get(op.name), self.channels)
-        return self.spaces.get(op.name, _NO_WORKSPACE).backward_bytes + op.output.nbytes
+        return op.workspace.backward_bytes + op.output.nbytes
 
     def _gradient_lives(self) -> tuple[dict[str, int], dict[str, int]]:
         """Positions, from high to low, between which the gradient of an operator's output is alive."""

@@ -16,11 +16,12 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, export
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._pytree import tree_map
 
 from medyate_planner.errors import InputError, TraceError
 from medyate_planner.families import CONV, DROPOUTS, family_of
 from medyate_planner.graph import ModelGraph
-from medyate_planner.trace.fake import dtype_name, operator_name
+from medyate_planner.trace.fake import dtype_name, fake_twin, operator_name
 from medyate_planner.trace.inline import inline_regions
 from medyate_planner.trace.twin import fake_copy
 
@@ -68,6 +69,7 @@ class Trace:
     head_pattern: str | None = None
     device: str = "cpu"
     _graphs: dict[int, ModelGraph] = field(default_factory=dict, compare=False, repr=False)
+    _outputs: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def graph(self, batch_size: int) -> ModelGraph:
         """The operators, layers and storages at one batch size."""
@@ -76,6 +78,15 @@ class Trace:
 
             self._graphs[batch_size] = GraphReader(self, batch_size).read()
         return self._graphs[batch_size]
+
+    def fake_outputs(self, batch_size: int, mode: FakeTensorMode) -> Any:
+        """What the model returns at a batch size, in its own form, as fake tensors of `mode`."""
+        self.graph(batch_size)
+
+        def fake(value: Any) -> Any:
+            return fake_twin(value, mode, self.device) if isinstance(value, Tensor) else value
+
+        return tree_map(fake, self._outputs[batch_size])
 
     def examples(self, batch_size: int, seed: int = 0) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """Random positional and keyword inputs of the right shapes."""

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
 
 from medyate_planner import families as f
 from medyate_planner.errors import TraceError
 from medyate_planner.graph import Attribute, MeasuredKeep, ModelGraph, Op, Storage, StorageKind, TensorSpec
-from medyate_planner.trace.fake import dtype_name, fake_twin, lookup, operator_name, storage_key
+from medyate_planner.trace.fake import dtype_name, fake_twin, is_inplace, lookup, operator_name, storage_key
 from medyate_planner.trace.layers import find_head, find_layers
-from medyate_planner.trace.observe import label_fresh
+from medyate_planner.trace.observe import Observer
+from medyate_planner.trace.workspace import FreshTracker, Workspaces
 
 if TYPE_CHECKING:
     from medyate_planner.trace.capture import InputSpec, Trace
@@ -41,6 +43,8 @@ class GraphReader:
         self.ops: list[Op] = []
         self.parameter_nodes: dict[fx.Node, str] = {}
         self.flows: set[str] = set()
+        self.workspaces = Workspaces(self.mode, self.env)
+        self.observer = Observer(self.mode, self.env, lambda value: self._storage(value, "activation"))
 
     def read(self) -> ModelGraph:
         module = self.traced.module
@@ -58,6 +62,7 @@ class GraphReader:
                 self._call(node)
             elif node.op == "output":
                 outputs = tuple(dict.fromkeys(n.name for n in node.all_input_nodes if n.name in self.values))
+                self._remember_outputs(node)
             else:
                 raise TraceError(f"{node.name}: {node.op} nodes are not supported; {_source_line(node)}")
         layers = find_layers(self.ops, parameters, self._parameters_used_otherwise(parameters))
@@ -74,6 +79,12 @@ class GraphReader:
             buffer_bytes=_bytes_beside_parameters(module),
         )
         return replace(graph, head=find_head(graph, self.traced.head_pattern))
+
+    def _remember_outputs(self, node: fx.Node) -> None:
+        """The outputs' shapes in the form the model returns them, so that a loss can be run without the model."""
+        flat = fx.node.map_arg(node.args[0], lambda n: self.env[n])
+        nest = self.traced.module.graph.process_outputs(flat)
+        self.traced._outputs[self.batch_size] = tree_map(_as_template, nest)
 
     def _parameters_used_otherwise(self, parameters: Mapping[str, nn.Parameter]) -> frozenset[int]:
         """Parameters that are not only weights, or only biases, of a layer: their gradient has unseen parts."""
@@ -114,9 +125,9 @@ class GraphReader:
         sources = tuple(n.name for n in candidates if _is_floating(self.env[n]))
         measured = None
         if family == f.MEASURED and sources:
-            sources, measured = self._measure(node, target, sources)
+            sources, measured = self.observer.observe(node, sources)
         try:
-            with self.mode, torch.no_grad():
+            with self.mode, torch.no_grad(), FreshTracker() as fresh:
                 result = target(*args, **kwargs)
         except Exception as error:
             raise TraceError(
@@ -133,7 +144,8 @@ class GraphReader:
             sources = ()
         if sources or family in (f.CONV, f.LINEAR):  # a layer starts a gradient even where its input has none
             self.flows.add(node.name)
-        self.ops.append(self._op(node, family, sources, specs, measured))
+        space = self.workspaces.of(node, fresh, result, family, sources, is_inplace(node))
+        self.ops.append(replace(self._op(node, family, sources, specs, measured), workspace=space))
 
     def _family(self, node: fx.Node, args: Sequence[Any]) -> str:
         """Family of the call, `MEASURED` where its arguments make it another operator than the family's rule is for."""
@@ -180,58 +192,6 @@ class GraphReader:
             self.storages[self.ids[key]] = Storage(nbytes=int(tensor.untyped_storage().nbytes()), kind=kind)
         return self.ids[key]
 
-    def _measure(
-        self, node: fx.Node, target: Callable[..., Any], sources: tuple[str, ...]
-    ) -> tuple[tuple[str, ...], tuple[tuple[MeasuredKeep, ...], ...]]:
-        """Run one operator with autograd on fake tensors, once per source, and note what PyTorch keeps."""
-        found = [(source, self._kept_for(node, target, (source,))) for source in sources]
-        flowing = [(source, kept) for source, kept in found if kept is not None]
-        alone = [kept for _, kept in flowing]
-        together = self._kept_for(node, target, tuple(source for source, _ in flowing)) if len(flowing) > 1 else None
-        return tuple(source for source, _ in flowing), label_fresh(alone, together)
-
-    def _kept_for(
-        self, node: fx.Node, target: Callable[..., Any], sources: tuple[str, ...]
-    ) -> tuple[MeasuredKeep, ...] | None:
-        """What is kept when these sources need a gradient; None when no gradient can flow."""
-        inplace = _is_inplace(node)
-        renamed: dict[int, int] = {}
-        kept: dict[int, MeasuredKeep] = {}
-        held: list[Tensor] = []
-
-        def leaf(n: fx.Node) -> Any:
-            value = self.env[n]
-            if not isinstance(value, Tensor):
-                return value
-            plain = value.detach()
-            if n.name in sources:
-                plain = plain.requires_grad_()
-            if inplace:
-                plain = plain.clone()
-            renamed[storage_key(plain)] = self._storage(value, "activation")
-            held.append(plain)
-            return plain
-
-        def pack(tensor: Tensor) -> Tensor:
-            held.append(tensor)
-            key = storage_key(tensor)
-            number = renamed.get(key, self.ids.get(key))
-            kept[key] = MeasuredKeep(storage=number, nbytes=int(tensor.untyped_storage().nbytes()))
-            return tensor
-
-        with self.mode, torch.enable_grad():
-            args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), leaf)
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                result = target(*args, **kwargs)
-        outs = [t for t in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(t, Tensor)]
-        if not any(t.requires_grad for t in outs):
-            return None
-        own = {storage_key(t): index for index, t in enumerate(outs)}
-        return tuple(
-            replace(keep, storage=-1 - own[key]) if keep.storage is None and key in own else keep
-            for key, keep in kept.items()
-        )
-
     def _op(
         self,
         node: fx.Node,
@@ -259,7 +219,7 @@ class GraphReader:
             operands=self._operands(node, has_weight),
             sources=sources,
             outputs=specs,
-            inplace=_is_inplace(node),
+            inplace=is_inplace(node),
             attributes=_attributes(node, family),
             measured=measured,
             weight=self.parameter_nodes[node.args[1]] if has_weight else None,  # type: ignore[index]
@@ -271,6 +231,13 @@ class GraphReader:
     def _operands(self, node: fx.Node, has_weight: bool) -> tuple[str, ...]:
         nodes = [node.args[0]] if has_weight else node.all_input_nodes
         return tuple(n.name for n in nodes if isinstance(n, fx.Node) and isinstance(self.env[n], (Tensor, tuple, list)))
+
+
+def _as_template(value: Any) -> Any:
+    """A tensor without memory or mode."""
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 def _bytes_beside_parameters(module: nn.Module) -> int:
@@ -288,11 +255,6 @@ def _bytes_beside_parameters(module: nn.Module) -> int:
 def _window_elements(kernel: Any) -> int:
     sides = [kernel, kernel] if isinstance(kernel, int) else [*kernel, *kernel][:2]
     return int(sides[0]) * int(sides[1])
-
-
-def _is_inplace(node: fx.Node) -> bool:
-    name = operator_name(node.target)
-    return name.endswith("_") and not name.startswith("_")
 
 
 def _is_floating(value: Any) -> bool:

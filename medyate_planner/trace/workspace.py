@@ -1,106 +1,26 @@
-"""What operators need beside their operands, results and kept storages: seen on fake tensors, one run per operator.
+"""What operators need beside their operands, results and kept storages: seen on fake tensors while a graph is read.
 
-For the closed-form bound of the live peak. Equal calls (same operator, shapes and literals) are looked at once.
+For the closed-form bound of the live peak. Equal calls (same operator, shapes and literals) are differentiated once.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from medyate_planner.families import LEAN
-from medyate_planner.graph import ModelGraph, Workspace
-from medyate_planner.trace.fake import fake_twin, lookup, storage_key
-
-if TYPE_CHECKING:
-    from medyate_planner.trace.capture import InputSpec, Trace
+from medyate_planner.graph import Workspace
+from medyate_planner.trace.fake import signature_of, storage_key
 
 
-def workspaces(traced: Trace, graph: ModelGraph) -> Mapping[str, Workspace]:
-    """Workspace of every operator of the graph by name; backward only for those that PyTorch itself differentiates."""
-    return _Looker(traced, graph).look()
-
-
-class _Looker:
-    def __init__(self, traced: Trace, graph: ModelGraph) -> None:
-        self._traced, self._graph = traced, graph
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._env: dict[fx.Node, Any] = {}
-        self._known: dict[Any, Workspace] = {}
-
-    def look(self) -> Mapping[str, Workspace]:
-        module = self._traced.module
-        specs = iter(self._traced.inputs)
-        twins: dict[int, Tensor] = {}
-        found: dict[str, Workspace] = {}
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
-                self._env[node] = self._input(next(specs))
-            elif node.op == "get_attr":
-                tensor = lookup(module, str(node.target))
-                if isinstance(tensor, Tensor):
-                    twins.setdefault(id(tensor), fake_twin(tensor, self._mode, self._traced.device))
-                self._env[node] = twins.get(id(tensor), tensor)
-            elif node.op == "call_function":
-                found[node.name] = self._call(node)
-        return {name: space for name, space in found.items() if name in self._graph.op_by_name}
-
-    def _input(self, spec: InputSpec) -> Tensor:
-        with self._mode:
-            return spec.empty(self._graph.batch_size, self._traced.device)
-
-    def _call(self, node: fx.Node) -> Workspace:
-        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self._env[n])
-        op = self._graph.op_by_name.get(node.name)
-        key = (node.target, _signature(args), _signature(kwargs), None if op is None else _roles(node, op.sources))
-        target: Any = node.target
-        forward = _Fresh()
-        with self._mode, torch.no_grad(), forward:
-            result = target(*args, **kwargs)
-        self._env[node] = result
-        if key not in self._known:
-            results = {storage_key(t): int(t.untyped_storage().nbytes()) for t in tree_leaves(result) if _is_tensor(t)}
-            own = sum(nbytes for k, nbytes in results.items() if k in forward.seen)
-            backward = 0
-            if op is not None and op.sources and op.family not in LEAN:
-                backward = self._backward(node, op.sources, op.inplace)
-            self._known[key] = Workspace(forward_bytes=max(0, forward.peak_bytes - own), backward_bytes=backward)
-        return self._known[key]
-
-    def _backward(self, node: fx.Node, sources: tuple[str, ...], inplace: bool) -> int:
-        """The most that backward has alive at once, beside its incoming gradients and what is kept."""
-        leaves: list[Tensor] = []
-
-        def leaf(n: fx.Node) -> Any:
-            value = self._env[n]
-            if not isinstance(value, Tensor):
-                return value
-            plain = value.detach()
-            if n.name in sources:
-                leaves.append(plain.requires_grad_())
-            return plain.clone() if inplace else plain
-
-        target: Any = node.target
-        with self._mode, torch.enable_grad():
-            args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), leaf)
-            result = target(*args, **kwargs)
-            outputs = [t for t in tree_leaves(result) if _is_tensor(t) and t.requires_grad]
-            if not outputs:
-                return 0
-            gradients = [torch.ones_like(t) for t in outputs]
-            with _Fresh() as fresh:
-                torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
-        return int(fresh.peak_bytes)
-
-
-class _Fresh(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class FreshTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The most bytes that storages made since entering have alive at once."""
 
     def __init__(self) -> None:
@@ -113,11 +33,11 @@ class _Fresh(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         for leaf in tree_leaves([args, kwargs]):
-            if _is_tensor(leaf) and storage_key(leaf) not in self.seen:
+            if isinstance(leaf, Tensor) and storage_key(leaf) not in self.seen:
                 self._old.add(storage_key(leaf))
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if _is_tensor(leaf):
+            if isinstance(leaf, Tensor):
                 self._note(leaf)
         return result
 
@@ -137,15 +57,48 @@ class _Fresh(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.seen[key] = weakref.ref(storage, freed)
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
+class Workspaces:
+    """Workspace of the operators of one reading; `env` holds the fake values of its nodes."""
 
+    def __init__(self, mode: FakeTensorMode, env: Mapping[fx.Node, Any]) -> None:
+        self._mode, self._env = mode, env
+        self._backward: dict[Any, int] = {}
 
-def _signature(value: Any) -> Any:
-    """Hashable: tensors by shape, strides and type, all else as it is."""
-    described = tree_map(lambda t: (tuple(t.shape), t.stride(), t.dtype) if isinstance(t, Tensor) else t, value)
-    return repr(described)
+    def of(
+        self, node: fx.Node, forward: FreshTracker, result: Any, family: str, sources: tuple[str, ...], inplace: bool
+    ) -> Workspace:
+        """What the call that `forward` watched needs; backward only where PyTorch itself differentiates."""
+        own = {storage_key(t): t for t in tree_leaves(result) if isinstance(t, Tensor)}
+        made = sum(int(t.untyped_storage().nbytes()) for key, t in own.items() if key in forward.seen)
+        backward = 0
+        if sources and family not in LEAN:
+            key = signature_of(node, self._env, sources)
+            if key not in self._backward:
+                self._backward[key] = self._differentiate(node, sources, inplace)
+            backward = self._backward[key]
+        return Workspace(forward_bytes=max(0, forward.peak_bytes - made), backward_bytes=backward)
 
+    def _differentiate(self, node: fx.Node, sources: tuple[str, ...], inplace: bool) -> int:
+        """The most that backward has alive at once, beside its incoming gradients and what is kept."""
+        leaves: list[Tensor] = []
 
-def _roles(node: fx.Node, sources: tuple[str, ...]) -> tuple[bool, ...]:
-    return tuple(n.name in sources for n in node.all_input_nodes)
+        def leaf(n: fx.Node) -> Any:
+            value = self._env[n]
+            if not isinstance(value, Tensor):
+                return value
+            plain = value.detach()
+            if n.name in sources:
+                leaves.append(plain.requires_grad_())
+            return plain.clone() if inplace else plain
+
+        target: Any = node.target
+        with self._mode, torch.enable_grad():
+            args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), leaf)
+            result = target(*args, **kwargs)
+            outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.requires_grad]
+            if not outputs or not leaves:
+                return 0
+            gradients = [torch.ones_like(t) for t in outputs]
+            with FreshTracker() as fresh:
+                torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
+        return int(fresh.peak_bytes)

@@ -42,10 +42,9 @@ def dry_run(
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = _fake_trace(traced, mode)
-    args, kwargs = _fake_inputs(fake, graph.batch_size, mode)
+    args, kwargs = fake_batch(traced.inputs, graph.batch_size, traced.device, mode)
     with mode:
-        with torch.no_grad():
-            target = make_target(fake.module(*args, **kwargs))
+        target = make_target(traced.fake_outputs(graph.batch_size, mode))
         session = Session(fake.module, fake, graph, updates, lambda _interval: {})
         session.set_lr(0.01, clip=5.0)
         places = {op.name: Place(op.module_path, op.source_line) for op in graph.ops} if timeline else None
@@ -69,13 +68,11 @@ def view_loss(traced: Trace, graph: ModelGraph, loss_function: LossFunction, mak
         InputError: the loss has no gradient with respect to any output.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fake = _fake_trace(traced, mode)
     kept: dict[int, Keep] = {}
     alive: list[Tensor] = []
-    args, kwargs = _fake_inputs(fake, graph.batch_size, mode)
     with mode:
+        outputs = traced.fake_outputs(graph.batch_size, mode)
         with torch.no_grad():
-            outputs = fake.module(*args, **kwargs)
             target = make_target(outputs)
         names = dict(zip([id(t) for t in tree_leaves(outputs) if isinstance(t, Tensor)], graph.outputs, strict=False))
         storages: dict[int, str] = {}
@@ -116,10 +113,6 @@ def view_loss(traced: Trace, graph: ModelGraph, loss_function: LossFunction, mak
         backward_bytes=backward.growth_bytes,
     )
     return LossView(keeps=tuple(kept.values()), reads=reads, cost=cost)
-
-
-def _fake_inputs(traced: Trace, batch_size: int, mode: FakeTensorMode) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    return fake_batch(traced.inputs, batch_size, traced.device, mode)
 
 
 def _fake_trace(traced: Trace, mode: FakeTensorMode) -> Trace:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -59,9 +60,9 @@ class LiveTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
         if func is _ASK_DEVICE:  # a fake tensor's `.device` is dispatched like an operator
-            return result
+            return func(*args) if not isinstance(args[0], FakeTensor) else args[0].fake_device
+        result = func(*args, **(kwargs or {}))
         fresh = _FRESH_IN[self.phase]
         if isinstance(result, Tensor):
             self._note(result, fresh)

@@ -23,12 +23,13 @@ def pack_between(value: Tensor, low: float, high: float) -> Tensor:
     Returns uint8 `(B, ceil(n / 8))`, n elements per sample.
     """
     batch = value.shape[0]
-    per_sample = value[0].numel() if batch else 0
-    packed = torch.empty((batch, -(-per_sample // 8)), dtype=torch.uint8, device=value.device)
+    per_sample = value.numel() // batch if batch else 0
+    packed = value.new_empty((batch, -(-per_sample // 8)), dtype=torch.uint8)
+    by_numpy = value.dtype in (torch.float32, torch.float64) and value.device.type == "cpu"
+    if by_numpy and isinstance(value, FakeTensor):
+        return packed
     rows = _rows(value.detach())
-    if value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64):
-        if isinstance(value, FakeTensor):
-            return packed
+    if by_numpy:
         source = rows.numpy()
         outside = source <= low
         if math.isfinite(high):
@@ -60,8 +61,8 @@ def apply_mask(gradient: Tensor, packed: Tensor, *, inside: float = 1.0, outside
 
 def _unpack(packed: Tensor, like: Tensor) -> Tensor:
     """uint8 zeros and ones of the shape of `like`, in the memory order of a value of that shape."""
-    batch, per_sample = like.shape[0], like[0].numel()
-    flat = torch.empty((batch, per_sample), dtype=torch.uint8, device=like.device)
+    batch, per_sample = like.shape[0], like.numel() // like.shape[0]
+    flat = like.new_empty((batch, per_sample), dtype=torch.uint8)
     if packed.device.type != "cpu":
         flat.copy_(_unpack_torch(packed, per_sample))
     elif not isinstance(packed, FakeTensor):

@@ -94,7 +94,7 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, _anchor: Tensor | None, site: LinearSite
     ) -> Tensor:
-        ctx.site, ctx.weight = site, weight
+        ctx.site, ctx.weight, ctx.shape = site, weight, x.shape
         slot = site.slot
         if slot is not None:
             ctx.selection = slot.selection
@@ -109,10 +109,10 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         weight, slot = ctx.weight, ctx.site.slot
-        below = gradient @ weight if ctx.needs_input_grad[0] else None
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        below = (rows @ weight).view(ctx.shape) if ctx.needs_input_grad[0] else None
         if slot is not None:
             slot.check_selection(ctx.selection)
-            rows = gradient.reshape(-1, gradient.shape[-1])
             slot.receive(
                 rows.t() @ ctx.saved_tensors[0] if slot.trains_weight else None,
                 rows.sum(dim=0) if slot.bias is not None else None,

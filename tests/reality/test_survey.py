@@ -161,7 +161,7 @@ def test_the_named_steps_have_their_three_numbers() -> None:
     loss = 4 * 5 * 4 + 4  # its log-softmax and the sum of the classes' weights; the classes are an input
     assert (full.saved_bytes, made.full.loss_bytes) == (saved, loss + 4 * 8)
     assert made.full.optimizer_bytes == made.full.gradients_bytes == made.full.weights_bytes == weights
-    assert full.training_bytes == weights + max(saved + loss + 4 * 8, weights + 0)
+    assert full.training_bytes == weights + max(saved + loss + 4 * 8, weights)
     assert made.inference.live_peak_bytes == weights + inputs + 2 * 4 * 8 * 4
 
 

@@ -1,0 +1,116 @@
+"""report.json against its schema: the committed one, the printed one, and what a broken file is told."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from cli_helpers import cli
+from oddities import Answers, Named
+from torch import nn
+
+from medyate_planner import plan, report
+from medyate_planner.errors import InputError
+from medyate_planner.reporting.report_text import render_report
+from medyate_planner.reporting.view import MemoryReport, read_report
+from reports import example_report
+
+COMMITTED = Path(__file__).parents[2] / "reports" / "report.schema.json"
+
+
+def _schema() -> dict[str, Any]:
+    return cli("schema", "report").json
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+
+
+def _with_everything() -> MemoryReport:
+    model, x = _model(), torch.zeros(2, 3, 8, 8)
+    decided = plan(model, x, budget="20kB")
+    return report(
+        model, x, plan=decided, optimizer="adamw", norm="train", autocast="bfloat16", accumulation=2,
+        train=("0.*", "4.*"), budget="1MB", measure=True,
+    )  # fmt: skip
+
+
+REPORTS: dict[str, Callable[[], MemoryReport]] = {
+    "plain": lambda: report(_model(), torch.zeros(2, 3, 8, 8)),
+    "everything": _with_everything,
+    "uncapturable": lambda: report(Answers(), torch.zeros(2, 6)),
+    "named_inputs": lambda: report(Named(), {"tokens": torch.zeros(2, 7, dtype=torch.int64), "mask": torch.ones(2, 7)}),
+    "by_hand": lambda: example_report(hostile=True),
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_report_is_valid_and_reads_back(name: str) -> None:
+    schema, made = _schema(), REPORTS[name]()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    data = json.loads(json.dumps(made.to_dict(), allow_nan=False))
+    jsonschema.validate(data, schema, cls=jsonschema.Draft202012Validator)
+    assert read_report(data, where="here") == made
+
+
+def test_the_committed_schema_is_what_the_command_prints() -> None:
+    assert COMMITTED.read_text(encoding="utf-8") == cli("schema", "report").out
+
+
+def test_the_schema_refuses_what_the_reader_refuses() -> None:
+    good = REPORTS["plain"]().to_dict()
+    for change in (
+        lambda data: data.pop("steps"),
+        lambda data: data.update(extra=1),
+        lambda data: data.update(schema_version=1),
+        lambda data: data["full"].update(saved_bytes="many"),
+        lambda data: data["steps"][0].update(name="dream"),
+    ):
+        data = copy.deepcopy(good)
+        change(data)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(data, _schema(), cls=jsonschema.Draft202012Validator)
+        with pytest.raises(InputError, match=r"here: .*medyate report"):
+            read_report(data, where="here")
+
+
+def _line(data: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = data["steps"][1]["timeline"]
+    return found
+
+
+BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "peak_index beyond the end": lambda data: _line(data).update(peak_index=10**6),
+    "peak_index not at the peak": lambda data: _line(data).update(peak_index=0),
+    "a column too short": lambda data: _line(data)["module"].pop(),
+    "an amount missing": lambda data: _line(data)["live_bytes"][_line(data)["peak_index"]].pop(),
+    "an unknown category": lambda data: _line(data)["categories"].__setitem__(0, "aether"),
+    "a category twice": lambda data: _line(data)["categories"].__setitem__(0, _line(data)["categories"][1]),
+    "a negative amount": lambda data: _line(data)["live_bytes"][0].__setitem__(0, -1),
+    "a measurement of a step that is not there": lambda data: data.update(
+        measured=[{"step": "plan", "name": "saved", "predicted_bytes": 1, "measured_bytes": 1}]
+    ),
+    "the same step twice": lambda data: data["steps"].append(data["steps"][1]),
+    "no step at all": lambda data: data.update(steps=[]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_whose_parts_do_not_fit_together_is_refused(name: str) -> None:
+    data = json.loads(json.dumps(REPORTS["plain"]().to_dict()))
+    BROKEN[name](data)
+    with pytest.raises(InputError):
+        list(render_report(read_report(data, where="here")))
+
+
+def test_an_unknown_kind_of_schema_is_refused() -> None:
+    result = cli("schema", "run")
+    assert result.code == 2
+    assert "report or plan" in result.err
