@@ -11,7 +11,9 @@ from collections.abc import Mapping
 MEASURED = "measured"
 
 CONV = "conv"
+CONV_TRANSPOSE = "conv_transpose"
 LINEAR = "linear"
+EMBEDDING = "embedding"
 BATCH_NORM = "batch_norm"
 RELU = "relu"  # gradient passes where the output is above zero
 CLAMP = "clamp"  # relu6, hardtanh: passes strictly between two bounds
@@ -29,13 +31,16 @@ LAYER_NORM = "layer_norm"
 GROUP_NORM = "group_norm"
 
 # Families whose PyTorch form keeps more than the gradient needs: the executor replaces them.
-LEAN = frozenset(
-    {CONV, LINEAR, BATCH_NORM, RELU, CLAMP, LEAKY_RELU, HARD_SIGMOID, MAX_POOL, AVG_POOL, ADAPTIVE_AVG_POOL, DROPOUT}
-)  # fmt: skip
+WEIGHTED = frozenset({CONV, CONV_TRANSPOSE, LINEAR, EMBEDDING})  # the weights of these are layers
+LEAN = WEIGHTED | {
+    BATCH_NORM, RELU, CLAMP, LEAKY_RELU, HARD_SIGMOID, MAX_POOL, AVG_POOL, ADAPTIVE_AVG_POOL, DROPOUT
+}  # fmt: skip
 
 _MEMBERS: Mapping[str, str] = {
     CONV: "conv1d conv2d conv3d",
+    CONV_TRANSPOSE: "conv_transpose1d conv_transpose2d conv_transpose3d",
     LINEAR: "linear",
+    EMBEDDING: "embedding",
     BATCH_NORM: "batch_norm",
     RELU: "relu",
     CLAMP: "relu6 hardtanh",

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import networkx as nx
 
 StorageKind = Literal["input", "parameter", "buffer", "activation"]
-LayerKind = Literal["conv", "depthwise", "grouped", "linear"]
+LayerKind = Literal["conv", "depthwise", "grouped", "transposed", "linear", "embedding"]
 Scalar = int | float | bool | str | None
 Attribute = Scalar | tuple[int, ...]
 
@@ -135,12 +135,19 @@ class Layer:
 
     @property
     def channels(self) -> int:
-        """Number of input channels: the unit of selection."""
+        """Number of input channels (of an embedding: feature dimensions): the unit of selection."""
+        if self.kind == "transposed":
+            return self.weight_shape[0]
         return self.weight_shape[1] * self.groups
 
     @property
+    def channel_axis(self) -> int:
+        """Axis of the weight that runs over channels (grouped weights: over the rows that channels own)."""
+        return 0 if self.kind in ("depthwise", "transposed") else 1
+
+    @property
     def out_channels(self) -> int:
-        return self.weight_shape[0]
+        return self.weight_shape[1] * self.groups if self.kind == "transposed" else self.weight_shape[0]
 
     @property
     def weight_elements(self) -> int:

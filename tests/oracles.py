@@ -95,8 +95,7 @@ class Step:
         return sum(nbytes for key, nbytes in found.items() if key not in resident)
 
     def state_bytes(self) -> int:
-        """All tensors of `optimizer.state` after a step."""
-        self.run()
+        """All tensors of `optimizer.state`, which is there after a step."""
         tensors = [t for entry in self.optimizer.state.values() for t in entry.values() if isinstance(t, Tensor)]
         return sum(storages(tensors).values())
 

@@ -109,6 +109,9 @@ class Importance:
 def squared_norm_per_channel(layer: Layer, gradient: Tensor) -> Vector:
     """||g_c||² for every input channel c of a weight-shaped tensor, `(channels,)` in float64."""
     squares = gradient.detach().double().square()
+    if layer.kind == "transposed":
+        rows: Vector = squares.flatten(1).sum(dim=1).cpu().numpy()
+        return rows
     rows_per_group = layer.out_channels // layer.groups
     # (G, C_out/G, C_in/G, k): the channel is (group, position in the group)
     grouped = squares.reshape(layer.groups, rows_per_group, layer.weight_shape[1], -1)

@@ -18,6 +18,7 @@ from medyate_planner.memory.model import MemoryModel, Updates
 BIAS_BITS = 32
 MASK_BITS = 1
 QUANTIZED_BITS = 8  # of a weight, and of an activation
+_CONVOLUTIONS = ("conv", "depthwise", "grouped", "transposed")
 SCHEME_KEYS = ("n_bias", "weights")
 
 
@@ -63,7 +64,7 @@ class SparseUpdateScheme:
 
 def convolutions(graph: ModelGraph) -> tuple[Layer, ...]:
     """Convolutions in forward order, without the classifier (the head): what the indices of a scheme count."""
-    return tuple(layer for layer in graph.layers if layer.kind != "linear" and layer.name not in graph.head)
+    return tuple(layer for layer in graph.layers if layer.kind in _CONVOLUTIONS and layer.name not in graph.head)
 
 
 def full_scheme(graph: ModelGraph) -> SparseUpdateScheme:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from medyate_planner.families import EMBEDDING
 from medyate_planner.graph import Layer, ModelGraph
 
 INDEX_BYTES = 4
@@ -31,16 +32,19 @@ class ChannelCost:
 
 
 def channel_cost(graph: ModelGraph, layer: Layer) -> ChannelCost:
-    """Cost of one channel of `layer`: gradient (C_out/G)*kh*kw*s, saved B*H*W*s (conv) or B*T*s (linear).
+    """Cost of one channel of `layer`: gradient (C_out/G)*kh*kw*s, saved B*H*W*s (conv) or B*T*s (linear); of an
+    embedding V*s for V rows, saved nothing (its indices are kept whole, see `Step.own`).
 
     `elements` is the accounting of TraDy (arXiv 2510.19675): weight and activation elements of one sample.
     """
     saved = []
     for site in layer.sites:
         spec = graph.values[graph.op_by_name[site].operands[0]]
-        saved.append(spec.nbytes // layer.channels if site in graph.feeds_output else 0)
-    first = graph.values[graph.op_by_name[layer.sites[0]].operands[0]]
-    per_sample = prod(first.shape) // layer.channels // graph.batch_size
+        saves = site in graph.feeds_output and graph.op_by_name[site].family != EMBEDDING
+        saved.append(spec.nbytes // layer.channels if saves else 0)
+    first = graph.op_by_name[layer.sites[0]]
+    positions = prod(graph.values[first.operands[0]].shape) // layer.channels // graph.batch_size
+    per_sample = 0 if first.family == EMBEDDING else positions
     return ChannelCost(
         gradient_bytes=layer.elements_per_channel * layer.element_bytes,
         site_saved_bytes=tuple(saved),

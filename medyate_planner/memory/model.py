@@ -13,7 +13,7 @@ from functools import cached_property
 from medyate_planner.errors import InputError
 from medyate_planner.graph import Layer, ModelGraph, Op
 from medyate_planner.memory.channels import ChannelCost, channel_cost
-from medyate_planner.memory.rules import Keep, passthrough
+from medyate_planner.memory.rules import Keep, kept_by_update, passthrough
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +32,14 @@ class Updates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One operator that may lie in the reach: what it keeps for the gradient to each of its sources."""
+    """One operator that may lie in the reach: what it keeps for the gradient to each of its sources, and what its
+    layer keeps when its weight is updated (`own`), beside the selected channels."""
 
     position: int
     op: Op
     edges: tuple[tuple[str, tuple[Keep, ...]], ...]
     layer: Layer | None
+    own: tuple[Keep, ...] = ()
 
 
 class MemoryModel:
@@ -62,6 +64,7 @@ class MemoryModel:
                 op=op,
                 edges=tuple((source, passthrough(graph, op, source)) for source in op.sources),
                 layer=self.site_layer.get(op.name),
+                own=kept_by_update(graph, op) if op.name in self.site_layer else (),
             )
             for index, op in enumerate(graph.ops)
             if op.name in graph.feeds_output

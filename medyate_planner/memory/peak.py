@@ -15,7 +15,7 @@ from medyate_planner import families as f
 from medyate_planner.graph import Layer, ModelGraph, Op, TensorSpec
 from medyate_planner.memory.channels import INDEX_BYTES
 from medyate_planner.memory.model import MemoryModel, Updates
-from medyate_planner.memory.timeline import footprint, gradient_bytes
+from medyate_planner.memory.timeline import footprint, gradient_bytes, held_at
 
 _SMALL_BYTES = 256  # norms, clipping factors, the anchor: scalars
 _ROW_INDEX_BYTES = 8 * 4  # per weight row of a grouped layer: its int64 index and what that is computed from
@@ -60,17 +60,16 @@ class _Bound:
         storages: dict[int, int] = {}
         seen: set[str] = set()
         for step in self.model.steps:
-            for source, keeps in step.edges:
-                for keep in keeps if source in self.active else ():
-                    if keep.key in seen:
-                        continue
-                    seen.add(keep.key)
-                    if keep.key.startswith("storage/"):
-                        number = int(keep.key.removeprefix("storage/"))
-                        if self.graph.storages[number].kind == "activation":  # inputs are resident
-                            storages[number] = step.position
-                    else:
-                        fresh[step.position] += keep.nbytes
+            for keep in held_at(step, self.active, self.channels):
+                if keep.key in seen:
+                    continue
+                seen.add(keep.key)
+                if keep.key.startswith("storage/"):
+                    number = int(keep.key.removeprefix("storage/"))
+                    if self.graph.storages[number].kind == "activation":  # inputs are resident
+                        storages[number] = step.position
+                else:
+                    fresh[step.position] += keep.nbytes
             if step.layer is not None and self.channels.get(step.layer.name):
                 site = step.layer.sites.index(step.op.name)
                 cost = self.model.costs[step.layer.name].site_saved_bytes[site]
@@ -210,6 +209,8 @@ def _lean_backward(graph: ModelGraph, op: Op, layer: Layer | None, channels: Map
         return 2 * spec.nbytes + 2 * out.nbytes
     if op.family == f.LINEAR:
         return spec.nbytes + 2 * out.nbytes
+    if op.family == f.EMBEDDING:
+        return 2 * out.nbytes
     rows = 0
     if layer is not None and layer.groups > 1 and channels.get(layer.name):
         rows = out.nbytes + _ROW_INDEX_BYTES * layer.out_channels

@@ -37,6 +37,11 @@ def passthrough(graph: ModelGraph, op: Op, source: str) -> tuple[Keep, ...]:
     return rule(graph, op, source)
 
 
+def kept_by_update(graph: ModelGraph, op: Op) -> tuple[Keep, ...]:
+    """What the operator of an updated layer keeps however many channels are selected: an embedding its indices."""
+    return _storage(graph, graph.values[op.operands[0]].storage) if op.family == f.EMBEDDING else ()
+
+
 def _nothing(_graph: ModelGraph, _op: Op, _source: str) -> tuple[Keep, ...]:
     return ()
 
@@ -117,7 +122,9 @@ def _storage(graph: ModelGraph, number: int) -> tuple[Keep, ...]:
 
 _RULES: Mapping[str, Callable[[ModelGraph, Op, str], tuple[Keep, ...]]] = {
     f.CONV: _nothing,
+    f.CONV_TRANSPOSE: _nothing,
     f.LINEAR: _nothing,
+    f.EMBEDDING: _nothing,
     f.BATCH_NORM: _nothing,
     f.KEEPS_NOTHING: _nothing,
     f.AVG_POOL: _nothing,

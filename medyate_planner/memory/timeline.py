@@ -8,12 +8,13 @@ updated operator, when its gradient is alive beside all that is not yet released
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from medyate_planner.memory.accounting import elements
 from medyate_planner.memory.channels import INDEX_BYTES
 from medyate_planner.memory.model import MemoryModel, Step, Updates
+from medyate_planner.memory.rules import Keep
 
 LOSS_MOMENT = "loss"
 
@@ -71,7 +72,7 @@ def footprint(model: MemoryModel, updates: Updates) -> Footprint:
     passthrough_bytes = selected_bytes = 0
     seen: set[str] = set()
     for step in model.steps:
-        through = _new_passthrough(step, active, seen)
+        through = _new_passthrough(step, active, seen, channels)
         selected = _selected_at(model, step, channels)
         passthrough_bytes += through
         selected_bytes += selected
@@ -125,17 +126,23 @@ def gradient_bytes(model: MemoryModel, name: str, channels: int, updates: Update
     return cost.gradient_bytes * channels + bias
 
 
-def _new_passthrough(step: Step, active: frozenset[str], seen: set[str]) -> int:
+def _new_passthrough(step: Step, active: frozenset[str], seen: set[str], channels: Mapping[str, int]) -> int:
     """Bytes of the storages that this operator is the first to hold."""
     added = 0
-    for source, keeps in step.edges:
-        if source not in active:
-            continue
-        for keep in keeps:
-            if keep.key not in seen:
-                seen.add(keep.key)
-                added += keep.nbytes
+    for keep in held_at(step, active, channels):
+        if keep.key not in seen:
+            seen.add(keep.key)
+            added += keep.nbytes
     return added
+
+
+def held_at(step: Step, active: frozenset[str], channels: Mapping[str, int]) -> Iterator[Keep]:
+    """What an operator holds beside selected channels, when these operators are active and these layers updated."""
+    for source, keeps in step.edges:
+        if source in active:
+            yield from keeps
+    if step.layer is not None and channels.get(step.layer.name):
+        yield from step.own
 
 
 def _selected_at(model: MemoryModel, step: Step, channels: Mapping[str, int]) -> int:

@@ -143,6 +143,9 @@ class Formulation:
             if self._may_be_reached(source):
                 for keep in keeps:
                     added.setdefault(keep.key, (keep, []))[1].append(self.reached[source])
+        for keep in step.own:
+            if cause := self._weight_updated_at(step):
+                added.setdefault(keep.key, (keep, []))[1].append(cause[0])
         return [self._hold(keep, causes, step.op.name, holders, chain) for keep, causes in added.values()]
 
     def _hold(
@@ -205,6 +208,13 @@ class Formulation:
             return [1.0]
         tables = (self.updated, self.bias)
         return [table[layer.name] for table in tables if layer.name in table]
+
+    def _weight_updated_at(self, step: Step) -> list[Expression]:
+        if step.layer is None:
+            return []
+        if step.layer.name in self.request.head:
+            return [1.0]
+        return [self.updated[step.layer.name]] if step.layer.name in self.updated else []
 
     def _may_be_reached(self, name: str) -> bool:
         reached = self.reached.get(name, 0.0)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from medyate_planner.errors import InputError, PlanMismatchError
 from medyate_planner.files import read_text, write_text
-from medyate_planner.graph import ModelGraph
+from medyate_planner.graph import LayerKind, ModelGraph
 from medyate_planner.memory.model import Updates
 
 SCHEMA_VERSION = 1
@@ -46,7 +46,7 @@ class PlannedLayer(_Part):
     """A layer that is updated: `quota` of its input channels at a time. The head is trained in full."""
 
     name: str
-    kind: Literal["conv", "depthwise", "grouped", "linear"]
+    kind: LayerKind
     channels: int = Field(ge=1)
     quota: int = Field(ge=1)
     head: bool = False

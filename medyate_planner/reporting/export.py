@@ -64,7 +64,7 @@ def report_csv(report: MemoryReport) -> str:
     for module in report.modules:
         layer = layers.get(module.path)
         costs = ["" if layer is None else getattr(layer, c) for c in ("kind", *_LAYER_COLUMNS[1:])]
-        own = [getattr(module, column) for column in _MODULE_COLUMNS[1:]]
+        own = [_cell(module.kind), *(getattr(module, column) for column in _MODULE_COLUMNS[2:])]
         writer.writerow((_cell(module.path or "(model)"), *own, *costs))
     for name, layer in layers.items():  # weights that no module of that name holds (a bare parameter, a shared one)
         if name not in known:

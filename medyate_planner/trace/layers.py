@@ -9,7 +9,7 @@ import networkx as nx
 from torch import nn
 
 from medyate_planner.errors import InputError
-from medyate_planner.families import CONV, LINEAR
+from medyate_planner.families import CONV, CONV_TRANSPOSE, EMBEDDING, LINEAR
 from medyate_planner.graph import Layer, LayerKind, ModelGraph, Op
 from medyate_planner.trace.fake import dtype_name
 
@@ -60,7 +60,7 @@ def _own_bias(
 
 
 def _groups(op: Op) -> int:
-    groups = op.attributes.get("6", 1) if op.family == CONV else 1
+    groups = op.attributes.get("6", 1) if op.family in (CONV, CONV_TRANSPOSE) else 1
     assert isinstance(groups, int)
     return groups
 
@@ -68,6 +68,10 @@ def _groups(op: Op) -> int:
 def _kind(op: Op, weight_shape: tuple[int, ...], groups: int) -> LayerKind:
     if op.family == LINEAR:
         return "linear"
+    if op.family == EMBEDDING:
+        return "embedding"
+    if op.family == CONV_TRANSPOSE:
+        return "transposed"
     if groups == 1:
         return "conv"
     return "depthwise" if weight_shape[1] == 1 else "grouped"

@@ -142,7 +142,7 @@ class GraphReader:
         self.values[node.name] = specs[0]
         if not any(spec.is_floating for spec in specs) or name == "detach":
             sources = ()
-        if sources or family in (f.CONV, f.LINEAR):  # a layer starts a gradient even where its input has none
+        if sources or family in f.WEIGHTED:  # a layer starts a gradient even where its input has none
             self.flows.add(node.name)
         space = self.workspaces.of(node, fresh, result, family, sources, is_inplace(node))
         self.ops.append(replace(self._op(node, family, sources, specs, measured), workspace=space))
@@ -153,8 +153,7 @@ class GraphReader:
             return f.KEEPS_NOTHING
         name = operator_name(node.target)
         family = f.family_of(name)
-        frozen_weight = len(node.args) > 1 and node.args[1] in self.parameter_nodes
-        if family in (f.CONV, f.LINEAR) and not (frozen_weight and self._has_plain_bias(node)):
+        if family in f.WEIGHTED and not self._is_layer(node, family):
             return f.MEASURED
         if family == f.MAX_POOL and _window_elements(args[1]) > _LARGEST_WINDOW:
             return f.MEASURED
@@ -170,9 +169,18 @@ class GraphReader:
             return f.MEASURED
         return family
 
-    def _has_plain_bias(self, node: fx.Node) -> bool:
-        """Whether the bias is absent or a parameter, not something computed that needs a gradient of its own."""
+    def _is_layer(self, node: fx.Node, family: str) -> bool:
+        """Whether the weight is a parameter, and the bias absent or one, and not something computed with a gradient of
+        its own; and whether the call is of a form that can be updated by channels."""
+        if _weight_node(node, family) not in self.parameter_nodes:
+            return False
+        if family == f.EMBEDDING:  # gradients scaled by frequency, and sparse ones, are PyTorch's own
+            return not any(node.args[3:5])
         bias = node.args[2] if len(node.args) > 2 else None
+        if family == f.CONV_TRANSPOSE:
+            groups = node.args[6] if len(node.args) > 6 else 1
+            if groups not in (1, self.env[node.args[1]].shape[0]):  # type: ignore[index]
+                return False
         return bias is None or (isinstance(bias, fx.Node) and bias.op == "get_attr")
 
     def _note(self, name: str, tensor: Tensor, kind: StorageKind) -> TensorSpec:
@@ -208,7 +216,7 @@ class GraphReader:
                 )
                 for keeps in measured
             )
-        has_weight = family in (f.CONV, f.LINEAR)
+        has_weight = family in f.WEIGHTED
         bias_node = node.args[2] if has_weight and len(node.args) > 2 else None
         stack = node.meta.get("nn_module_stack") or {}
         path = list(stack.values())[-1][0] if stack else ""
@@ -216,20 +224,21 @@ class GraphReader:
             name=node.name,
             family=family,
             target=str(node.target) if node.target is not operator.getitem else "getitem",
-            operands=self._operands(node, has_weight),
+            operands=self._operands(node, family),
             sources=sources,
             outputs=specs,
             inplace=is_inplace(node),
             attributes=_attributes(node, family),
             measured=measured,
-            weight=self.parameter_nodes[node.args[1]] if has_weight else None,  # type: ignore[index]
+            weight=self.parameter_nodes[_weight_node(node, family)] if has_weight else None,
             bias=self.parameter_nodes.get(bias_node) if isinstance(bias_node, fx.Node) else None,
             module_path=path,
             source_line=_source_line(node),
         )
 
-    def _operands(self, node: fx.Node, has_weight: bool) -> tuple[str, ...]:
-        nodes = [node.args[0]] if has_weight else node.all_input_nodes
+    def _operands(self, node: fx.Node, family: str) -> tuple[str, ...]:
+        inputs = [node.args[1 if family == f.EMBEDDING else 0]]
+        nodes = inputs if family in f.WEIGHTED else node.all_input_nodes
         return tuple(n.name for n in nodes if isinstance(n, fx.Node) and isinstance(self.env[n], (Tensor, tuple, list)))
 
 
@@ -250,6 +259,13 @@ def _bytes_beside_parameters(module: nn.Module) -> int:
     for parameter in module.parameters():
         storages.pop(storage_key(parameter), None)
     return sum(storages.values())
+
+
+def _weight_node(node: fx.Node, family: str) -> fx.Node:
+    place = 0 if family == f.EMBEDDING else 1
+    found = node.args[place]
+    assert isinstance(found, fx.Node)
+    return found
 
 
 def _window_elements(kernel: Any) -> int:

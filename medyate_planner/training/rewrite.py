@@ -15,7 +15,7 @@ from medyate_planner.errors import TraceError
 from medyate_planner.graph import ModelGraph, Op
 from medyate_planner.training import passing
 from medyate_planner.training.slots import Slot
-from medyate_planner.training.weighted import ConvSite, LinearSite
+from medyate_planner.training.weighted import ConvSite, EmbeddingSite, LinearSite, TransposedSite
 
 ANCHOR = "medyate_anchor"
 _PASSING: Mapping[str, type[passing.PassingSite]] = {
@@ -79,6 +79,12 @@ def _replace(lean: fx.GraphModule, node: fx.Node, op: Op, slot: Slot | None, anc
     if op.family == f.CONV:
         site, inputs = _conv_site(node)
         site.slot = slot
+    elif op.family == f.CONV_TRANSPOSE:
+        site, inputs = _transposed_site(node)
+        site.slot = slot
+    elif op.family == f.EMBEDDING:
+        site, inputs = EmbeddingSite(tuple(node.args[2:])), tuple(node.args[:2])
+        site.slot = slot
     elif op.family == f.LINEAR:
         site, inputs = LinearSite(), (*node.args[:2], node.args[2] if len(node.args) > 2 else None)
         site.slot = slot
@@ -104,6 +110,16 @@ def _conv_site(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
     _only_positional(node)
     stride, padding, dilation = (_spread(args[i], spatial) for i in (3, 4, 5))
     site = ConvSite(node.target, stride, padding, dilation, int(args[6]))
+    return site, tuple(args[:3])
+
+
+def _transposed_site(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+    spatial = node.args[1].meta["val"].dim() - 2  # type: ignore[union-attr]
+    defaults: list[Any] = [None, None, None, [1] * spatial, [0] * spatial, [0] * spatial, 1, [1] * spatial]
+    args = [*node.args, *defaults[len(node.args) :]]
+    _only_positional(node)
+    stride, padding, output_padding, dilation = (_spread(args[i], spatial) for i in (3, 4, 5, 7))
+    site = TransposedSite(node.target, (stride, padding, output_padding, int(args[6]), dilation))
     return site, tuple(args[:3])
 
 

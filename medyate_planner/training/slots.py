@@ -64,11 +64,6 @@ class Slot:
     def trains_weight(self) -> bool:
         return self.quota > 0
 
-    @property
-    def channel_axis(self) -> int:
-        """Axis of the weight that runs over input channels (depthwise weights: the rows)."""
-        return 0 if self.layer.kind == "depthwise" else 1
-
     def select(self, channels: list[int]) -> None:
         """Train these input channels from now on.
 
@@ -164,10 +159,11 @@ class Slot:
         elif self.layer.kind == "grouped":
             self._step_grouped(gradient)
         else:
-            index = self.rows() if self.channel_axis == 0 else self.index
+            axis = self.layer.channel_axis
+            index = self.rows() if self.layer.kind == "depthwise" else self.index
             if rule.weight_decay:
-                gradient.add_(self.weight.index_select(self.channel_axis, index), alpha=rule.weight_decay)
-            self.weight.index_add_(self.channel_axis, index, gradient, alpha=-rule.lr)
+                gradient.add_(self.weight.index_select(axis, index), alpha=rule.weight_decay)
+            self.weight.index_add_(axis, index, gradient, alpha=-rule.lr)
 
     def _step_grouped(self, gradient: Tensor) -> None:
         """Channel c of group j owns weight[j * C_out/G : (j+1) * C_out/G, c mod (C_in/G)]."""

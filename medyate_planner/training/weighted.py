@@ -38,7 +38,8 @@ class ConvSite(nn.Module):
     def is_pointwise(self, weight: Tensor) -> bool:
         """A 1x1 convolution, which is a matrix product over positions."""
         return (
-            weight.dim() == 4
+            not isinstance(self, TransposedSite)
+            and weight.dim() == 4
             and weight.shape[2:] == (1, 1)
             and self.groups == 1
             and set(self.stride) == {1}
@@ -57,6 +58,59 @@ class LinearSite(nn.Module):
         """The original linear layer, `(*, in)` to `(*, out)`."""
         result: Tensor = _Linear.apply(x, weight, bias, anchor, self)  # type: ignore[no-untyped-call]
         return result
+
+
+class TransposedSite(ConvSite):
+    """One call of a transposed convolution, of one group or of as many as input channels."""
+
+    def __init__(self, target: Any, arguments: tuple[list[int], list[int], list[int], int, list[int]]) -> None:
+        stride, padding, output_padding, groups, dilation = arguments
+        super().__init__(target, stride, padding, dilation, groups)
+        self.output_padding = output_padding
+
+    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        result: Tensor = self.target(
+            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        )
+        return result
+
+
+class EmbeddingSite(nn.Module):
+    """One call of an embedding whose layer is updated; `arguments` are its literals after the indices."""
+
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.padding = int(arguments[0]) if arguments else -1
+        self.slot: Slot | None = None
+
+    def forward(self, weight: Tensor, indices: Tensor, anchor: Tensor | None = None) -> Tensor:
+        """The original embedding, `(*)` to `(*, D)`."""
+        result: Tensor = _Embedding.apply(weight, indices, anchor, self)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _Embedding(torch.autograd.Function):
+    """Keeps the indices, as PyTorch does; the gradient is that of the selected feature dimensions alone."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, indices: Tensor, _anchor: Tensor | None, site: EmbeddingSite) -> Tensor:
+        ctx.site, ctx.rows = site, weight.shape[0]
+        assert site.slot is not None
+        ctx.selection = site.slot.selection
+        ctx.save_for_backward(indices)
+        result: Tensor = _aten.embedding.default(weight, indices, site.padding)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, None]:
+        site, slot = ctx.site, ctx.site.slot
+        slot.check_selection(ctx.selection)
+        if slot.index is not None:
+            gradient = gradient.index_select(gradient.dim() - 1, slot.index)
+        indices = ctx.saved_tensors[0]
+        slot.receive(_aten.embedding_dense_backward.default(gradient, indices, ctx.rows, site.padding, False), None)
+        return None, None, None, None
 
 
 class _Conv(torch.autograd.Function):
@@ -143,6 +197,11 @@ def _is_channels_last(x: Tensor) -> bool:
 
 def _conv_input_gradient(site: ConvSite, gradient: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
     """The transposed convolution: needs neither the input nor a dummy of its size."""
+    if isinstance(site, TransposedSite):
+        down: Tensor = _aten.convolution.default(
+            gradient, weight, None, site.stride, site.padding, site.dilation, False, [0] * len(site.stride), site.groups
+        )
+        return down
     if site.is_pointwise(weight) and _is_channels_last(gradient):
         batch, channels, height, width = shape
         rows = gradient.permute(0, 2, 3, 1).reshape(-1, weight.shape[0]) @ weight.view(weight.shape[:2])
@@ -178,6 +237,8 @@ def _conv_weight_gradient(site: ConvSite, slot: Slot, gradient: Tensor, shape: t
     if saved.dim() == 2:
         batch, _, height, width = shape
         saved = saved.view(batch, height, width, -1).permute(0, 3, 1, 2)
+    if isinstance(site, TransposedSite):
+        return _transposed_slice_gradient(site, slot, gradient, saved)
     if slot.index is None:
         return _slice_gradient(site, gradient, saved, tuple(weight.shape), site.groups)
     if site.groups == 1:
@@ -186,6 +247,19 @@ def _conv_weight_gradient(site: ConvSite, slot: Slot, gradient: Tensor, shape: t
     slice_shape = (rows_gradient.shape[1], 1, *weight.shape[2:])
     sliced = _slice_gradient(site, rows_gradient, saved, slice_shape, saved.shape[1])
     return sliced if slot.layer.kind == "depthwise" else sliced.squeeze(1)
+
+
+def _transposed_slice_gradient(site: TransposedSite, slot: Slot, gradient: Tensor, saved: Tensor) -> Tensor:
+    """`(n, C_out/G, *k)`: the rows of the selected channels; as many groups as channels if there is one for each."""
+    groups = site.groups
+    if groups > 1 and slot.index is not None:
+        gradient, groups = gradient.index_select(1, slot.rows()), saved.shape[1]
+    dummy = gradient.new_empty(()).expand(saved.shape[1], *slot.weight.shape[1:])
+    result: Tensor = _aten.convolution_backward.default(
+        gradient, saved, dummy, None, site.stride, site.padding, site.dilation, True, site.output_padding, groups,
+        [False, True, False],
+    )[1]  # fmt: skip
+    return result
 
 
 def _slice_gradient(site: ConvSite, gradient: Tensor, x: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:

@@ -102,11 +102,13 @@ def test_a_layer_called_three_times_sums_its_gradient() -> None:
         torch.testing.assert_close(mine, theirs - 0.5 * theirs.grad, rtol=1e-5, atol=1e-6)
 
 
-def test_a_weight_tied_to_an_embedding_is_left_alone() -> None:
+def test_a_weight_tied_to_an_embedding_is_one_layer() -> None:
     made = subject_of(Tied(), torch.zeros(4, 7, dtype=torch.int64))
-    assert [layer.name for layer in made.graph.layers] == ["mix"]
-    assert made.graph.head == ()
-    assert verify(made, plan(made, budget="1MB")).ok
+    tied, mix = made.graph.layers
+    assert (tied.kind, tied.channels, len(tied.sites)) == ("embedding", 6, 2)
+    assert (mix.name, made.graph.head) == ("mix", ())
+    for strategy in ("full", "optimal"):
+        assert verify(made, plan(made, budget="1MB", strategy=strategy)).ok
 
 
 def test_two_inputs_and_unequal_products() -> None:

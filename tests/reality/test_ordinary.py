@@ -14,12 +14,13 @@ import architectures
 import pytest
 import torch
 from oddities import ODDITIES, Inputs, Recurrent
-from oracles import Setting, Step, fake, tracked_peak
+from oracles import Setting, Step, fake, storages, tracked_peak
 from torch import Tensor, nn
 
 from medyate_planner import report
 from medyate_planner.losses import Loss, named_loss
 from medyate_planner.memory.moments import Category, Timeline
+from medyate_planner.reporting.view import MemoryReport
 from medyate_planner.trace import input_specs
 from medyate_planner.training.ordinary import Ordinary, Regime, dry_ordinary
 from medyate_planner.training.real import real_step
@@ -112,8 +113,8 @@ def _kept_at_the_loss(timeline: Timeline) -> int:
 def _assert_as_the_judges_say(
     dry: Ordinary, build: Build, inputs: Inputs, setting: Setting, mode: bool = False, tokens: bool = False
 ) -> None:
-    assert tracked_peak(Step(build().train(mode), inputs, setting, tokens=tokens)) == dry.step.live_peak_bytes
     step = Step(build().train(mode), inputs, setting, tokens=tokens)
+    assert tracked_peak(step) == dry.step.live_peak_bytes
     assert step.saved_bytes() == dry.step.saved_bytes
     assert step.state_bytes() == dry.step.optimizer_bytes
 
@@ -214,25 +215,28 @@ def test_batch_norm_under_autocast_is_predicted_to_the_byte() -> None:
     _assert_same(*_pair(_ghost(CNN), build(), inputs, setting, _loss()))
 
 
-@pytest.mark.parametrize("name", ODDITIES)
-def test_modules_of_an_odd_network_sum_to_the_totals(name: str) -> None:
+@lru_cache
+def _measured_report(name: str) -> tuple[nn.Module, MemoryReport]:
     build, example = ODDITIES[name]
     model = build()
-    made = report(model, example(2), optimizer="adam")
+    return model, report(model, example(2), optimizer="adam", measure=True)
+
+
+@pytest.mark.parametrize("name", ODDITIES)
+def test_modules_of_an_odd_network_sum_to_the_totals(name: str) -> None:
+    model, made = _measured_report(name)
     for figure in ("weights_bytes", "gradients_bytes", "saved_bytes", "optimizer_bytes"):
         assert sum(getattr(module, figure) for module in made.modules) == getattr(made.full, figure), figure
     for step in made.steps:
         assert step.timeline.peak_bytes == step.live_peak_bytes, step.name
     weights = made.steps[1].timeline.categories.index("weights")
     assert made.steps[1].timeline.live_bytes[0][weights] == made.full.weights_bytes
-    assert made.full.weights_bytes == sum({p.untyped_storage()._cdata: p.untyped_storage().nbytes()
-                                           for p in [*model.parameters(), *model.buffers()]}.values())  # fmt: skip
+    assert made.full.weights_bytes == sum(storages([*model.parameters(), *model.buffers()]).values())
 
 
 @pytest.mark.parametrize("name", ODDITIES)
 def test_every_step_of_an_odd_network_is_measured_as_predicted(name: str) -> None:
-    build, example = ODDITIES[name]
-    made = report(build(), example(2), measure=True)
+    _, made = _measured_report(name)
     assert [row for row in made.measured if row.predicted_bytes != row.measured_bytes] == []
     assert len(made.measured) == 1 + 3 * (len(made.steps) - 1)
 

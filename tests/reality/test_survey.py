@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
 import torch
 from oddities import Reused
@@ -183,3 +186,14 @@ def test_a_batch_size_is_not_ignored_for_a_model_made_ready() -> None:
     except (MedyateError, TypeError):
         return
     assert made.batch_size == 7
+
+
+def test_a_modules_name_is_never_run_as_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.fx writes names that are no identifiers into its generated code as they are."""
+    monkeypatch.chdir(tmp_path)
+    model = nn.Sequential()
+    model.add_module('x"),getattr(__import__("os"),"system")("touch harmed"),getattr(self,"x', nn.Linear(4, 4))
+    model.add_module("x", nn.Linear(4, 4))
+    with suppress(MedyateError):
+        report(model, torch.zeros(2, 4))
+    assert list(tmp_path.iterdir()) == []

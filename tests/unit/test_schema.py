@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ def test_the_schema_refuses_what_the_reader_refuses() -> None:
             read_report(data, where="here")
 
 
+@lru_cache
+def _plain() -> str:
+    return json.dumps(REPORTS["plain"]().to_dict())
+
+
 def _line(data: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = data["steps"][1]["timeline"]
     return found
@@ -104,7 +110,7 @@ BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_file_whose_parts_do_not_fit_together_is_refused(name: str) -> None:
-    data = json.loads(json.dumps(REPORTS["plain"]().to_dict()))
+    data = json.loads(_plain())
     BROKEN[name](data)
     with pytest.raises(InputError):
         list(render_report(read_report(data, where="here")))
