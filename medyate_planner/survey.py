@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,7 +42,7 @@ def report(
     norm: str = "frozen",
     autocast: str | None = None,
     accumulation: int = 1,
-    train: tuple[str, ...] = ("*",),
+    train: str | Sequence[str] = (),
     plan: Plan | None = None,
     budget: str | int | None = None,
     measure: bool = False,
@@ -63,7 +63,8 @@ def report(
         norm: How BatchNorm runs in full fine-tuning: "frozen" (stored statistics) or "train" (those of the batch).
         autocast: "bfloat16" or "float16": full fine-tuning and inference under torch.autocast.
         accumulation: Passes whose gradients are summed before the optimizer's step.
-        train: Patterns of the names of the parameters that full fine-tuning trains.
+        train: Patterns of the names of the parameters that full fine-tuning trains; none: those that require a
+            gradient.
         plan: A plan made for this model, reported beside the others.
         budget: Also find the largest batch whose live peak fits into this many bytes, such as "2GB".
         measure: Also run real steps on this machine; the model must have its memory then.
@@ -76,14 +77,16 @@ def report(
         TraceError: the model can be run neither as a graph nor on fake tensors.
         PlanMismatchError: the plan was made for another model.
     """
-    regime = Regime(optimizer=optimizer, norm=norm, autocast=autocast, accumulation=accumulation, train=tuple(train))
+    patterns = (train,) if isinstance(train, str) else tuple(train)
+    regime = Regime(optimizer=optimizer, norm=norm, autocast=autocast, accumulation=accumulation, train=patterns)
+    budget_bytes = None if budget is None else parse_bytes(budget)
     with _no_collections():
         on_stage("capturing the model")
         case = _case(model, example_inputs, options)
         if plan is not None:
             _check_plan(case, plan)
         on_stage("a step on fake tensors")
-        ordinary = _ordinary(case, case.batch_size, regime)
+        ordinary = _first_ordinary(case, regime)
         steps = list(gather.ordinary_steps(ordinary, regime))
         if case.subject is not None:
             steps += _lean_steps(case.subject, plan, on_stage)
@@ -109,7 +112,7 @@ def report(
         layers=gather.reported_layers(case.subject.memory) if case.subject is not None else (),
         accountings=gather.reported_accountings(steps, case.subject.memory if case.subject else None, plan),
         measured=measured,
-        largest_batch=() if budget is None else _largest_batches(case, regime, plan, parse_bytes(budget), on_stage),
+        largest_batch=() if budget_bytes is None else _largest_batches(case, regime, plan, budget_bytes, on_stage),
         capture_error=case.capture_error,
     )
 
@@ -142,6 +145,11 @@ class _Case:
 
 def _case(model: nn.Module | Subject, example_inputs: ExampleInputs | None, options: Mapping[str, Any]) -> _Case:
     if isinstance(model, Subject):
+        if options or example_inputs is not None:
+            raise InputError(
+                f"{', '.join(options) or 'example_inputs'}: a model that was made ready has these already; "
+                "pass them to subject_of"
+            )
         return _case_of(model)
     if example_inputs is None:
         raise InputError("example_inputs: expected one batch of inputs beside the model, got none")
@@ -180,6 +188,15 @@ def _check_plan(case: _Case, plan: Plan) -> None:
             f"the plan was made for a batch of {plan.batch_size}, the report for {case.batch_size}; "
             f"pass --batch-size {plan.batch_size}"
         )
+
+
+def _first_ordinary(case: _Case, regime: Regime) -> Ordinary:
+    try:
+        return _ordinary(case, case.batch_size, regime)
+    except TraceError as error:
+        if case.capture_error is None:
+            raise
+        raise TraceError(f"{error.message} (nor can it be captured: {case.capture_error})") from error
 
 
 def _ordinary(case: _Case, batch_size: int, regime: Regime) -> Ordinary:
@@ -265,10 +282,11 @@ def _largest_batches(
     if case.subject is not None:
         for name, updates in _updates_of(case.subject, plan).items():
             peaks[name] = lambda n, updates=updates: lean_peak(n, updates)  # type: ignore[misc]
+    least = 2 if regime.norm == "train" else 1  # the statistics of a single sample may not exist
     found = []
     for name, peak_at in peaks.items():
         on_stage(f"{gather.TITLES[name]}, the largest batch that fits")
-        batch_size, peak_bytes = largest_batch(peak_at, budget_bytes)
+        batch_size, peak_bytes = largest_batch(peak_at, budget_bytes, least=least)
         found.append(
             LargestBatch(step=name, budget_bytes=budget_bytes, batch_size=batch_size, live_peak_bytes=peak_bytes)
         )

@@ -144,7 +144,7 @@ def _export(model: Any, x: Any) -> dict[str, int]:
 
 
 def _everything(model: Any, x: Any) -> dict[str, int]:
-    """A whole report (graph, layers, inference, full and lean fine-tuning, bound), torch.export's own time taken out."""
+    """A whole report (graph, layers, inference, full and lean fine-tuning, bound) without torch.export's own time."""
     import medyate_planner
     from medyate_planner.trace import capture
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A rich console that honours NO_COLOR and, where there is no terminal, does not fold tables."""
+    """A rich console that honours NO_COLOR and COLUMNS and, where there is no terminal, does not fold tables."""
     from rich.console import Console
 
     made = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    if not made.is_terminal:
-        made.width = 160
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = 180
     return made
 
 
@@ -33,8 +34,8 @@ def show(parts: Iterable[RenderableType]) -> None:
 
 
 def say(text: str) -> None:
-    """A message for the person, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """A message for the person, on stderr, without the control characters that somebody's names may hold."""
+    print("".join(c if c.isprintable() else "?" for c in text), file=sys.stderr, flush=True)
 
 
 def emit_json(data: Any) -> None:

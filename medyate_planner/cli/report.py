@@ -20,7 +20,7 @@ def report(
     norm: str = "frozen",
     autocast: str | None = None,
     accumulation: int = 1,
-    train: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ("*",),
+    train: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     plan: Path | None = None,
     budget: str | None = None,
     measure: Annotated[bool, Parameter(negative="")] = False,

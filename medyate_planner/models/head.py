@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from medyate_planner.errors import InputError
 from medyate_planner.models.factory import first_line
+from medyate_planner.trace.twin import fake_copy
 
 BATCH_SIZE = 2
 ADVICE = "pass --head with its name, or make the model with the right number of outputs in a factory"
@@ -36,6 +37,9 @@ def run_fake(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[tuple[str,
     the first output (None if the output holds no tensor).
     """
     calls: list[str] = []
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    if any(parameter.is_meta for parameter in model.parameters()):  # the meta device does not mix with another
+        model = fake_copy(model, mode, "cpu")
     hooks = [
         module.register_forward_hook(lambda *_, name=name: calls.append(name))
         for name, module in model.named_modules()
@@ -44,7 +48,7 @@ def run_fake(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[tuple[str,
     log = logging.getLogger("torch._subclasses.fake_tensor")
     was_disabled, log.disabled = log.disabled, True  # it prints a traceback of what is raised anyway
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with mode, torch.no_grad():
             output = model(example_input(model, input_shape, batch_size=BATCH_SIZE))
     finally:
         log.disabled = was_disabled

@@ -36,16 +36,12 @@ def check_available() -> None:
 def draw_report(report: MemoryReport, path: Path, form: str) -> None:
     """Memory over one step, a panel for each way to run it, on one scale; `form` is png or svg."""
     check_available()
-    import matplotlib
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    matplotlib.rcParams["svg.hashsalt"] = "medyate"  # the same file every time
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        1, len(report.steps), figsize=(3.6 * len(report.steps), 3.4), sharey=True, squeeze=False, layout="constrained"
-    )
-    try:
+    figure = Figure(figsize=(3.6 * len(report.steps), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(report.steps), sharey=True, squeeze=False)
+    with rc_context({"svg.hashsalt": "medyate"}):  # the same file every time
         unit, scale = _unit(max(step.live_peak_bytes for step in report.steps))
         for axis, step in zip(axes[0], report.steps, strict=True):
             _panel(axis, step, scale)
@@ -57,8 +53,6 @@ def draw_report(report: MemoryReport, path: Path, form: str) -> None:
         title = f"{safe(report.model.spec)}, batch {report.batch_size}"
         figure.suptitle(title.replace("$", r"\$"), fontsize=10)
         figure.savefig(path, format=form, dpi=200, metadata={"Date": None} if form == "svg" else {"Software": None})
-    finally:
-        pyplot.close(figure)
 
 
 def _panel(axis: Any, step: ReportedStep, scale: float) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from rich.text import Text
 
 from medyate_planner.memory.moments import Category
-from medyate_planner.reporting.tables import line, safe, table
+from medyate_planner.reporting.tables import line, put, table
 from medyate_planner.reporting.tree import module_tree
 from medyate_planner.units import format_bytes, format_count
 
@@ -38,10 +37,7 @@ def render_report(report: MemoryReport, *, sort: str = "order", depth: int = 2) 
         yield line(f"No layers and no plan: {report.capture_error}")
     yield _steps(report.steps)
     if any(step.name == "lean_full" for step in report.steps):
-        yield line(
-            "lean: every convolution and linear layer by our operators, SGD inside backward, norms frozen; "
-            "allocator: what kernels take inside included, measured, never promised"
-        )
+        yield line("lean: every convolution and linear layer by our operators, SGD inside backward, norms frozen")
     yield _peaks(report.steps)
     yield _modules(report, sort, depth)
     if report.layers:
@@ -64,7 +60,7 @@ def _headline(report: MemoryReport) -> str:
     ]
     if regime.accumulation > 1:
         parts.append(f"{regime.accumulation} passes per step")
-    if regime.train != ("*",):
+    if regime.train:
         parts.append(f"training {' '.join(regime.train)}")
     if report.model.fingerprint:
         parts.append(f"fingerprint {report.model.fingerprint[:12]}")
@@ -82,7 +78,7 @@ def _steps(steps: Sequence[ReportedStep]) -> RenderableType:
         row.append(f"({format_bytes(step.live_peak_bytes)})")
         if measured:
             row.append(f"{step.allocator_peak_bytes or 0:,}")
-        made.add_row(*row, Text(safe(_peak_place(step))))
+        put(made, *row, _peak_place(step))
     return made
 
 
@@ -99,8 +95,8 @@ def _peaks(steps: Sequence[ReportedStep]) -> RenderableType:
     for category in Category:
         amounts = [column.get(category.value, 0) for column in columns]
         if any(amounts):
-            made.add_row(category.meaning, *(f"{amount:,}" if amount else "" for amount in amounts))
-    made.add_row("sum", *(f"{step.timeline.peak_bytes:,}" for step in steps), style="bold")
+            put(made, category.meaning, *(f"{amount:,}" if amount else "" for amount in amounts))
+    put(made, "sum", *(f"{step.timeline.peak_bytes:,}" for step in steps), style="bold")
     return made
 
 
@@ -113,9 +109,10 @@ def _modules(report: MemoryReport, sort: str, depth: int) -> RenderableType:
     root = module_tree(report.modules, sort=sort)
     for level, node in root.walk(depth):
         share = node.total_bytes / root.total_bytes if root.total_bytes else 0.0
-        made.add_row(
-            Text("  " * level + (safe(node.name) or "(model)")),
-            Text(safe(node.kind)),
+        put(
+            made,
+            "  " * level + (node.name or "(model)"),
+            node.kind,
             f"{node.parameters:,}",
             f"{node.weights_bytes:,}",
             f"{node.gradients_bytes:,}",
@@ -139,8 +136,9 @@ def _layers(layers: Sequence[ReportedLayer], sort: str) -> RenderableType:
     elif sort in _LAYER_FIGURES:
         layers = sorted(layers, key=lambda layer: -int(getattr(layer, _LAYER_FIGURES[sort])))
     for layer in layers:
-        made.add_row(
-            Text(safe(layer.name) + (" (head)" if layer.head else "")),
+        put(
+            made,
+            layer.name + (" (head)" if layer.head else ""),
             layer.kind,
             str(layer.channels),
             f"{layer.weight_bytes:,}",
@@ -155,7 +153,7 @@ def _accountings(report: MemoryReport) -> RenderableType:
     made = table("Accountings (figures of different ones can not be compared)", ("accounting", "left"),
                  ("of", "left"), ("amount", "right"), ("unit", "left"))  # fmt: skip
     for row in report.accountings:
-        made.add_row(row.accounting, row.of, f"{row.amount:,}", row.unit)
+        put(made, row.accounting, row.of, f"{row.amount:,}", row.unit)
     return made
 
 
@@ -167,7 +165,8 @@ def _measured(report: MemoryReport) -> RenderableType:
     )  # fmt: skip
     for row in report.measured:
         difference = row.measured_bytes - row.predicted_bytes
-        made.add_row(
+        put(
+            made,
             titles[row.step],
             row.name,
             f"{row.predicted_bytes:,}",
@@ -183,5 +182,5 @@ def _largest_batch(report: MemoryReport) -> RenderableType:
     made = table(f"Largest batch whose live peak fits into {budget:,} B", ("", "left"), ("batch", "right"),
                  ("live peak", "right"))  # fmt: skip
     for row in report.largest_batch:
-        made.add_row(titles[row.step], str(row.batch_size) if row.batch_size else "none", f"{row.live_peak_bytes:,}")
+        put(made, titles[row.step], str(row.batch_size) if row.batch_size else "none", f"{row.live_peak_bytes:,}")
     return made

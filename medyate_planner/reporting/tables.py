@@ -16,8 +16,13 @@ def table(title: str, *columns: Column) -> Table:
     )
     for name, justify in columns:
         right = justify == "right"
-        made.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
+        made.add_column(Text(safe(name)), justify="right" if right else "left", no_wrap=right, overflow="fold")
     return made
+
+
+def put(made: Table, *cells: str, style: str | None = None) -> None:
+    """Add a row of plain text: nothing in it is markup, whoever wrote it."""
+    made.add_row(*(Text(safe(cell)) for cell in cells), style=style)
 
 
 def line(text: str) -> Text:

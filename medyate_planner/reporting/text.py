@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
 
-from medyate_planner.reporting.tables import line, safe, table
+from medyate_planner.reporting.tables import line, put, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,15 +41,16 @@ def render_plan(plan: Plan) -> Iterable[RenderableType]:
         ("update (sum of gradients and selected activations)", figures.update_bytes),
         ("live peak (weights and inputs included)", figures.live_peak_bytes),
     ):
-        made.add_row(name, f"{amount:,}")
+        put(made, name, f"{amount:,}")
     yield made
     layers = table(
         f"Updated: {len(plan.layers)} layers, {len(plan.biases)} biases",
         ("layer", "left"), ("kind", "left"), ("quota", "right"), ("of", "right"), ("share", "right"), ("bias", "left"),
     )  # fmt: skip
     for layer in plan.layers:
-        layers.add_row(
-            Text(safe(layer.name) + (" (head, in full)" if layer.head else "")),
+        put(
+            layers,
+            layer.name + (" (head, in full)" if layer.head else ""),
             layer.kind,
             str(layer.quota),
             str(layer.channels),
@@ -66,7 +66,7 @@ def render_ranking(source: str, metric: str, ranking: Sequence[LayerScore], most
         f"Layers by {metric} ({source})", ("", "right"), ("layer", "left"), (metric, "right"), ("share", "right")
     )
     for place, entry in enumerate(ranking[:most], start=1):
-        made.add_row(str(place), Text(safe(entry.name)), f"{entry.score:.4g}", f"{entry.share:.1%}")
+        put(made, str(place), entry.name, f"{entry.score:.4g}", f"{entry.share:.1%}")
     yield made
     if len(ranking) > most:
         yield line(f"… and {len(ranking) - most} more")
@@ -79,7 +79,8 @@ def render_verification(result: Verification) -> Iterable[RenderableType]:
         ("", "left"), ("predicted", "right"), ("dry run", "right"), ("measured", "right"), ("difference", "right"),
     )  # fmt: skip
     for row in result.categories:
-        made.add_row(
+        put(
+            made,
             row.name,
             f"{row.predicted_bytes:,}",
             f"{row.dry_run_bytes:,}",
@@ -102,7 +103,8 @@ def render_run(metrics: Sequence[Mapping[str, Any]], budget_bytes: int) -> Itera
     )  # fmt: skip
     for row in metrics:
         accuracy = row["test_accuracy"]
-        made.add_row(
+        put(
+            made,
             str(row["epoch"]),
             f"{row['train_loss']:.4f}",
             "-" if accuracy is None else f"{accuracy:.4f}",
@@ -122,5 +124,5 @@ def render_comparison(rows: Sequence[tuple[str, float, int, float]]) -> Iterable
     )  # fmt: skip
     largest = max(amount for _, _, amount, _ in rows)
     for name, accuracy, amount, seconds in rows:
-        made.add_row(name, f"{accuracy:.3f}", f"{amount:,}", f"{amount / largest:.2%}", f"{seconds:.1f}")
+        put(made, name, f"{accuracy:.3f}", f"{amount:,}", f"{amount / largest:.2%}", f"{seconds:.1f}")
     yield made

@@ -11,7 +11,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medyate_planner.errors import InputError
+from medyate_planner.memory.moments import Category
 
+_KNOWN_CATEGORIES = frozenset(category.value for category in Category)
 StepName = Literal["inference", "full", "lean_full", "plan"]
 
 
@@ -34,7 +36,9 @@ class ReportedRegime(_Part):
     norm: str
     autocast: str | None
     accumulation: int
-    train: tuple[str, ...] = Field(description="patterns of the names of the parameters that are trained")
+    train: tuple[str, ...] = Field(
+        description="patterns of the names of the parameters that are trained; none: those that require a gradient"
+    )
 
 
 class FullFineTuning(_Part):
@@ -72,8 +76,12 @@ class ReportedTimeline(_Part):
         lengths = {len(self.phase), len(self.operator), len(self.module), len(self.source), len(self.live_bytes)}
         if len(lengths) > 1 or not 0 <= self.peak_index < len(self.phase):
             raise ValueError("the columns of a timeline have different lengths, or the peak is not one of its moments")
-        if any(len(row) != len(self.categories) for row in self.live_bytes):
-            raise ValueError("every moment of a timeline has one number for each category")
+        if any(len(row) != len(self.categories) or min(row, default=0) < 0 for row in self.live_bytes):
+            raise ValueError("every moment of a timeline has one number for each category, 0 or more")
+        if len(set(self.categories)) < len(self.categories) or not set(self.categories) <= _KNOWN_CATEGORIES:
+            raise ValueError(f"the categories of a timeline are distinct, and some of {sorted(_KNOWN_CATEGORIES)}")
+        if self.peak_bytes != max(sum(row) for row in self.live_bytes):
+            raise ValueError("peak_index is not that of the largest moment")
         return self
 
     @property
@@ -157,7 +165,7 @@ class LargestBatch(_Part):
     step: StepName
     budget_bytes: int
     batch_size: int
-    live_peak_bytes: int = Field(description="at that batch; at one sample where none fits")
+    live_peak_bytes: int = Field(description="at that batch; at the smallest one where none fits")
 
 
 class MemoryReport(_Part):
@@ -180,6 +188,18 @@ class MemoryReport(_Part):
     capture_error: str | None = Field(
         default=None, description="why the model can not be captured: then `layers` is empty and no plan can be made"
     )
+
+    @model_validator(mode="after")
+    def _steps_are_named_once(self) -> MemoryReport:
+        names = [step.name for step in self.steps]
+        if len(set(names)) < len(names) or not {"inference", "full"} <= set(names):
+            raise ValueError("a report has the steps inference and full, and each step once")
+        absent = {row.step for row in (*self.measured, *self.largest_batch)} - set(names)
+        if absent:
+            raise ValueError(f"figures of steps that are not in the report: {', '.join(sorted(absent))}")
+        if any(step.timeline.peak_bytes != step.live_peak_bytes for step in self.steps):
+            raise ValueError("the live peak of a step is the largest moment of its timeline")
+        return self
 
     @property
     def agrees(self) -> bool:

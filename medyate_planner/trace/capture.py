@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 from medyate_planner.errors import InputError, TraceError
 from medyate_planner.families import CONV, DROPOUTS, family_of
 from medyate_planner.graph import ModelGraph
+from medyate_planner.trace.failure import cause_of, quiet_torch
 from medyate_planner.trace.fake import dtype_name, fake_twin, operator_name
 from medyate_planner.trace.inline import inline_regions
 from medyate_planner.trace.twin import fake_copy
@@ -123,9 +124,10 @@ def trace(
     specs = input_specs(example_inputs)
     modes = [(module, module.training) for module in model.modules()]
     where = next((p.device for p in model.parameters()), torch.device("cpu"))
+    _check_names(model)
     model.eval()
     try:
-        with _without_cache(model):
+        with _without_cache(model), quiet_torch():
             if where.type == torch.device(device).type:
                 module = _export(model, args, kwargs, where)
             else:
@@ -242,14 +244,20 @@ def _without_cache(model: nn.Module) -> Iterator[None]:
 
 
 def _capture_failure(model: nn.Module, error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = lines[0] if lines else type(error).__name__
-    user_lines = [line for line in lines if line.startswith("File ") and "/torch/" not in line]
-    where = f" at {user_lines[-1]}" if user_lines else ""
     return (
-        f"{type(model).__name__} can not be captured by torch.export{where}: {type(error).__name__}: {cause[:300]}; "
+        f"{type(model).__name__} can not be captured by torch.export: {cause_of(error)}; "
         "check the input shape, and make shapes and branches independent of the data"
     )
+
+
+def _check_names(model: nn.Module) -> None:
+    """torch.fx writes names into code that it runs: refuse those that could end a string there."""
+    for name, _ in [*model.named_modules(), *model.named_parameters(), *model.named_buffers()]:
+        if any(c in "\"'\\" or not c.isprintable() for c in name):
+            raise TraceError(
+                f"{type(model).__name__} can not be captured: the name {name!r} holds a quote, a backslash or a "
+                "control character; rename the module"
+            )
 
 
 def _clean(module: fx.GraphModule, dropout: str) -> None:

@@ -20,29 +20,40 @@ class Twins:
 
     def __init__(self, mode: FakeTensorMode, device: str) -> None:
         self._mode, self._device = mode, device
-        self._bases: dict[int, Tensor] = {}
+        self._bases: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._twins: dict[int, Tensor] = {}
         self._held: list[Tensor] = []
+
+    def has(self, tensor: Tensor) -> bool:
+        """Whether this tensor has a twin already."""
+        return id(tensor) in self._twins
 
     def of(self, tensor: Tensor) -> Tensor:
         """The twin of one tensor: same shape, strides and type, on the device asked for."""
-        self._held.append(tensor)  # its identity and its storage's are keys
-        own, whole = tensor.numel() * tensor.element_size(), int(tensor.untyped_storage().nbytes())
-        with self._mode:
-            if own == whole or tensor.layout != torch.strided:
-                fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self._device)
-            else:
-                fake = self._base(tensor, whole).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-        if isinstance(tensor, nn.Parameter):
-            return nn.Parameter(fake, requires_grad=tensor.requires_grad)
-        return fake.requires_grad_(tensor.requires_grad) if tensor.is_leaf and tensor.requires_grad else fake
+        if id(tensor) not in self._twins:
+            self._held.append(tensor)  # its identity and its storage's are keys
+            with self._mode:
+                fake = self._fake(tensor)
+            if isinstance(tensor, nn.Parameter):
+                fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+            elif tensor.is_leaf and tensor.requires_grad:
+                fake.requires_grad_()
+            self._twins[id(tensor)] = fake
+        return self._twins[id(tensor)]
 
-    def _base(self, tensor: Tensor, nbytes: int) -> Tensor:
-        key = storage_key(tensor)
-        if key not in self._bases:
-            self._bases[key] = torch.empty(
-                nbytes // tensor.element_size(), dtype=tensor.dtype, device=self._device
-            )  # fmt: skip
-        return self._bases[key]
+    def _fake(self, tensor: Tensor) -> Tensor:
+        if tensor.layout != torch.strided:
+            return torch.empty_like(tensor, device=self._device)
+        key, whole = storage_key(tensor), int(tensor.untyped_storage().nbytes())
+        base = self._bases.get((key, tensor.dtype))
+        if base is None and tensor.numel() * tensor.element_size() == whole:
+            base = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self._device)
+            self._bases[key, tensor.dtype] = base
+            return base.detach()
+        if base is None:
+            base = torch.empty(whole // tensor.element_size(), dtype=tensor.dtype, device=self._device)
+            self._bases[key, tensor.dtype] = base
+        return base.detach().as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 class _CopyAsFake(TorchFunctionMode):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -17,7 +17,8 @@ from medyate_planner.memory.model import Updates
 from medyate_planner.memory.moments import Category, Place
 from medyate_planner.memory.peak import LossCost
 from medyate_planner.memory.rules import Keep
-from medyate_planner.trace import Trace, fake_twin, storage_key
+from medyate_planner.trace import Trace, storage_key
+from medyate_planner.trace.twin import Twins
 from medyate_planner.training.live import LiveTracker
 from medyate_planner.training.measure import LossFunction, StepMeasurement, measure_step
 from medyate_planner.training.ordinary import fake_batch
@@ -118,26 +119,20 @@ def view_loss(traced: Trace, graph: ModelGraph, loss_function: LossFunction, mak
 def _fake_trace(traced: Trace, mode: FakeTensorMode) -> Trace:
     """The same graph with fake parameters and buffers on the trace's device."""
     module = fx.GraphModule(traced.module, traced.module.graph)
-    twins: dict[int, Tensor] = {}
-
-    def twin(tensor: Tensor) -> Tensor:
-        if id(tensor) not in twins:
-            fake = fake_twin(tensor, mode, traced.device)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            twins[id(tensor)] = nn.Parameter(fake, requires_grad=False) if is_parameter else fake
-        return twins[id(tensor)]
-
+    twins = Twins(mode, traced.device)
     for owner in module.modules():
         for table in (owner._parameters, owner._buffers):
             for name, tensor in list(table.items()):
                 if tensor is not None:
-                    table[name] = twin(tensor)  # type: ignore[assignment]
+                    table[name] = _frozen(twins.of(tensor))  # type: ignore[assignment]
         for name, value in list(vars(owner).items()):
             if isinstance(value, Tensor):
-                setattr(owner, name, twin(value))
+                setattr(owner, name, twins.of(value))
     for tensor in [*traced.module.parameters(), *traced.module.buffers()]:
-        if id(tensor) not in twins:  # in memory although no operator reads it
-            module.register_buffer(
-                f"unused_{len(twins)}", twins.setdefault(id(tensor), fake_twin(tensor, mode, traced.device))
-            )
+        if not twins.has(tensor):  # in memory although no operator reads it
+            module.register_buffer(f"unused_{len(module._buffers)}", twins.of(tensor).detach())
     return replace(traced, module=module, _graphs={})
+
+
+def _frozen(tensor: Tensor) -> Tensor:
+    return tensor.requires_grad_(False)

@@ -12,6 +12,7 @@ from torch import Tensor
 from medyate_planner.memory.moments import Category
 from medyate_planner.trace import storage_key
 from medyate_planner.training.ledger import Ledger
+from medyate_planner.training.live import parts_of
 
 _KEPT_IN = {True: Category.KEPT_SELECTED, False: Category.KEPT_PASSTHROUGH}
 
@@ -126,9 +127,13 @@ class KeptTracker:
 
         `first`: it is not one more part of a gradient that a reused layer sums.
         """
+        for part in parts_of(tensor):
+            self._gradient_part(part, first)
+
+    def _gradient_part(self, tensor: Tensor, first: bool) -> None:
         storage = tensor.untyped_storage()
         key = int(storage._cdata)
-        if key in self._gradients:  # one more pass has been added to it
+        if key in self._gradients:  # one more pass has been added to it, or two parameters share it
             return
         nbytes = int(storage.nbytes())
         self._gradients_now += nbytes

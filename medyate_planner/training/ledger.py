@@ -7,6 +7,17 @@ from medyate_planner.memory.moments import CATEGORIES, CATEGORY_INDEX, Category,
 _NOWHERE = Place()
 
 
+class _Entry:
+    """A live storage: its own category, that of being kept (or -1), the one it counts in now and the one it has in the
+    latest row; how many rows there were when it was made and when it was last moved."""
+
+    __slots__ = ("category", "created", "in_latest", "kept", "moved", "nbytes", "own")
+
+    def __init__(self, nbytes: int, own: int, rows: int) -> None:
+        self.nbytes, self.own, self.kept, self.category, self.in_latest = nbytes, own, -1, own, own
+        self.created, self.moved = rows, -1
+
+
 class Ledger:
     """Bytes of every live storage by category; with `record` also a row after every operator.
 
@@ -15,7 +26,7 @@ class Ledger:
 
     def __init__(self, *, record: bool) -> None:
         self._record = record
-        self._entries: dict[int, list[int]] = {}  # key -> [bytes, own category, kept category or -1, row]
+        self._entries: dict[int, _Entry] = {}  # key -> see _Entry
         self._now = [0] * len(CATEGORIES)
         self._rows: list[tuple[str, str, Place, list[int]]] = []
         self.total_bytes = self.peak_bytes = 0
@@ -26,12 +37,12 @@ class Ledger:
 
     def entries(self) -> dict[int, int]:
         """Bytes of the live storages by key."""
-        return {key: entry[0] for key, entry in self._entries.items()}
+        return {key: entry.nbytes for key, entry in self._entries.items()}
 
     def add(self, key: int, nbytes: int, category: Category) -> None:
         """A storage came into being."""
         own = CATEGORY_INDEX[category]
-        self._entries[key] = [nbytes, own, -1, len(self._rows)]
+        self._entries[key] = _Entry(nbytes, own, len(self._rows))
         self._now[own] += nbytes
         self.grown = True
         self.total_bytes += nbytes
@@ -42,41 +53,42 @@ class Ledger:
         """A storage was freed."""
         entry = self._entries.pop(key, None)
         if entry is not None:
-            nbytes, own, kept, _ = entry
-            self._now[own if kept < 0 else kept] -= nbytes
-            self.total_bytes -= nbytes
+            self._now[entry.category] -= entry.nbytes
+            self.total_bytes -= entry.nbytes
 
     def recategorise(self, key: int, category: Category) -> None:
         """It has become clear what a storage is, as of the latest row."""
         entry = self._entries.get(key)
-        if entry is None:
-            return
-        own, entry[1] = entry[1], CATEGORY_INDEX[category]
-        if entry[2] < 0:
-            self._move(entry, own, entry[1], also_latest=True)
+        if entry is not None:
+            entry.own = CATEGORY_INDEX[category]
+            if entry.kept < 0:
+                self._move(entry, entry.own, also_latest=True)
 
     def keep(self, key: int, category: Category) -> None:
         """Backward needs a storage from now on."""
         entry = self._entries.get(key)
-        if entry is not None and entry[2] < 0:
-            entry[2] = CATEGORY_INDEX[category]
-            self._move(entry, entry[1], entry[2], also_latest=True)
+        if entry is not None and entry.kept < 0:
+            entry.kept = CATEGORY_INDEX[category]
+            self._move(entry, entry.kept, also_latest=True)
 
     def release(self, key: int) -> None:
         """Backward needs a storage no longer."""
         entry = self._entries.get(key)
-        if entry is not None and entry[2] >= 0:
-            kept, entry[2] = entry[2], -1
-            self._move(entry, kept, entry[1], also_latest=False)
+        if entry is not None and entry.kept >= 0:
+            entry.kept = -1
+            self._move(entry, entry.own, also_latest=False)
 
-    def _move(self, entry: list[int], source: int, target: int, *, also_latest: bool) -> None:
-        nbytes, created = entry[0], entry[3]
-        self._now[source] -= nbytes
-        self._now[target] += nbytes
-        if also_latest and created < len(self._rows):  # it was there when the latest row was written
+    def _move(self, entry: _Entry, target: int, *, also_latest: bool) -> None:
+        source, entry.category = entry.category, target
+        self._now[source] -= entry.nbytes
+        self._now[target] += entry.nbytes
+        if entry.moved != len(self._rows):  # the first move since the latest row, which has it where it was
+            entry.moved, entry.in_latest = len(self._rows), source
+        if also_latest and entry.created < len(self._rows):  # it was there when the latest row was written
             latest = self._rows[-1][3]
-            latest[source] -= nbytes
-            latest[target] += nbytes
+            latest[entry.in_latest] -= entry.nbytes
+            latest[target] += entry.nbytes
+            entry.in_latest = target
 
     def write(self, phase: str, operator: str, place: Place = _NOWHERE) -> None:
         """Write the row of an operator that has just run."""

@@ -14,7 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from medyate_planner.errors import InputError
 from medyate_planner.memory.moments import Category
+from medyate_planner.training.kernels import as_real
 from medyate_planner.training.ledger import Ledger
 from medyate_planner.training.places import Places
 
@@ -25,6 +27,15 @@ _FRESH_IN = {
     "backward": Category.ACTIVATION_GRADIENTS,
     "optimizer": Category.WORKING_COPIES,
 }
+
+
+def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The strided tensors that a sparse one consists of (COO), or the tensor itself."""
+    if tensor.layout == torch.strided:
+        return (tensor,)
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    raise InputError(f"tensors of layout {tensor.layout} are not supported; only strided and sparse_coo ones are")
 
 
 class LiveTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -62,7 +73,7 @@ class LiveTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if func is _ASK_DEVICE:  # a fake tensor's `.device` is dispatched like an operator
             return func(*args) if not isinstance(args[0], FakeTensor) else args[0].fake_device
-        result = func(*args, **(kwargs or {}))
+        result = as_real(func, args, func(*args, **(kwargs or {})))
         fresh = _FRESH_IN[self.phase]
         if isinstance(result, Tensor):
             self._note(result, fresh)
@@ -76,6 +87,10 @@ class LiveTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _note(self, tensor: Tensor, category: Category) -> None:
+        if tensor.layout != torch.strided:  # a sparse tensor lives in those of its parts
+            for part in parts_of(tensor):
+                self._note(part, category)
+            return
         storage = tensor.untyped_storage()
         key = int(storage._cdata)
         if key in self._watched:

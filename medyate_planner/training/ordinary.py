@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from medyate_planner.errors import InputError
+from medyate_planner.errors import InputError, MedyateError, TraceError
 from medyate_planner.memory.channels import STATE_SLOTS
 from medyate_planner.memory.moments import Category, Timeline
 from medyate_planner.trace import InputSpec
+from medyate_planner.trace.failure import cause_of, quiet_torch
 from medyate_planner.trace.twin import fake_copy
 from medyate_planner.training.kept import KeptTracker
-from medyate_planner.training.live import LiveTracker
+from medyate_planner.training.live import LiveTracker, parts_of
 from medyate_planner.training.measure import LossFunction, alive_since
 from medyate_planner.training.places import Places
 
@@ -41,14 +42,15 @@ class Regime:
         norm: How BatchNorm runs: "frozen" (stored statistics) or "train" (those of the batch).
         autocast: bfloat16 or float16 for automatic mixed precision; None for the model's own type.
         accumulation: Passes whose gradients are summed before the optimizer's step.
-        train: Patterns of the names of the parameters that are trained.
+        train: Patterns of the names of the parameters that are trained; none: those that require a gradient as the
+            model is handed in.
     """
 
     optimizer: str = "sgd"
     norm: str = "frozen"
     autocast: str | None = None
     accumulation: int = 1
-    train: tuple[str, ...] = ("*",)
+    train: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.optimizer not in STATE_SLOTS:
@@ -59,8 +61,6 @@ class Regime:
             raise InputError(f"autocast {self.autocast!r} is unknown; choose {' or '.join(AUTOCASTS)}, or leave it out")
         if self.accumulation < 1:
             raise InputError(f"accumulation: expected 1 or more passes, got {self.accumulation}")
-        if not self.train:
-            raise InputError("train: expected at least one pattern of parameter names, got none; '*' trains all")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +114,17 @@ def dry_ordinary(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     twin = fake_copy(model, mode, device)
     args, kwargs = fake_batch(inputs, batch_size, device, mode)
-    with mode:
-        return run_ordinary(twin, args, kwargs, loss_function, make_target, regime)
+    try:
+        with mode, quiet_torch():
+            return run_ordinary(twin, args, kwargs, loss_function, make_target, regime)
+    except MedyateError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str((batch_size, *spec.shape)) for spec in inputs)
+        raise TraceError(
+            f"{type(model).__name__} can not be run on tensors without values of shape {shapes}: {cause_of(error)}; "
+            "check the input shape and the batch, and make shapes and branches independent of the data"
+        ) from error
 
 
 def fake_batch(
@@ -143,15 +152,15 @@ def run_ordinary(
 ) -> Ordinary:
     """Inference and one step on the tensors given. The learning rate is 0; buffers and modes may be changed."""
     modes = [(module, module.training) for module in model.modules()]
-    inference, outputs = _run_inference(model, args, kwargs, regime)
+    resident = resident_tensors(model)  # before any run: a module may remember what it computed
+    inference, outputs = _run_inference(model, resident, args, kwargs, regime)
     target = make_target(outputs)
     del outputs
     for module, training in modes:
         module.training = training
     trained = arrange(model, regime)
-    return Ordinary(
-        inference=inference, step=_run_step(model, trained, (args, kwargs, target), loss_function, regime)
-    )  # fmt: skip
+    step = _run_step(model, resident, trained, (args, kwargs, target), loss_function, regime)
+    return Ordinary(inference=inference, step=step)
 
 
 def arrange(model: nn.Module, regime: Regime) -> list[nn.Parameter]:
@@ -163,16 +172,22 @@ def arrange(model: nn.Module, regime: Regime) -> list[nn.Parameter]:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.training = regime.norm == "train"
-    trained = []
-    for name, parameter in model.named_parameters():
-        wanted = parameter.is_floating_point() and any(fnmatchcase(name, pattern) for pattern in regime.train)
-        parameter.requires_grad_(wanted)
-        if wanted:
-            trained.append(parameter)
+    names = dict(model.named_parameters(remove_duplicate=False))
+    for pattern in regime.train:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            last = ", ".join(list(names)[-3:])
+            raise InputError(f"train: {pattern} matches no parameter; the last ones are {last or 'none at all'}")
+    trained: dict[int, nn.Parameter] = {}
+    for name, parameter in names.items():
+        matches = any(fnmatchcase(name, pattern) for pattern in regime.train)
+        wanted = matches if regime.train else parameter.requires_grad
+        if wanted and (parameter.is_floating_point() or parameter.is_complex()):
+            trained[id(parameter)] = parameter
+    for parameter in names.values():
+        parameter.requires_grad_(id(parameter) in trained)
     if not trained:
-        known = ", ".join([name for name, _ in model.named_parameters()][-3:])
-        raise InputError(f"train: {' '.join(regime.train)} matches no parameter; the last ones are {known}")
-    return trained
+        raise InputError("train: the model has no parameter that can be trained")
+    return list(trained.values())
 
 
 def infer(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], regime: Regime) -> Any:
@@ -215,16 +230,21 @@ def _state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _run_inference(
-    model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], regime: Regime
+    model: nn.Module, resident: list[Tensor], args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], regime: Regime
 ) -> tuple[InferenceRun, Any]:
-    already = {Category.WEIGHTS: resident_tensors(model), Category.INPUTS: _tensors([args, dict(kwargs)])}
+    already = {Category.WEIGHTS: resident, Category.INPUTS: _tensors([args, dict(kwargs)])}
     with LiveTracker(already, places=Places(model)) as live:
         outputs = infer(model, args, kwargs, regime)
     return InferenceRun(live_peak_bytes=live.peak_bytes, timeline=live.ledger.timeline()), outputs
 
 
 def _run_step(
-    model: nn.Module, trained: list[nn.Parameter], batch: Any, loss_function: LossFunction, regime: Regime
+    model: nn.Module,
+    resident: list[Tensor],
+    trained: list[nn.Parameter],
+    batch: Any,
+    loss_function: LossFunction,
+    regime: Regime,
 ) -> OrdinaryStep:
     optimizer = _optimizer(trained, regime)
     if STATE_SLOTS[regime.optimizer]:  # the first step makes the state
@@ -233,7 +253,6 @@ def _run_step(
         optimizer.zero_grad(set_to_none=True)
     state = _state_tensors(optimizer)
     state_bytes = sum(_nbytes(t) for t in state)
-    resident = resident_tensors(model)
     places = Places(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     already = {Category.OPTIMIZER_STATE: state, Category.WEIGHTS: resident, Category.INPUTS: _tensors(batch)}
@@ -274,11 +293,16 @@ def _run_step(
 def _watch_gradients(trained: list[nn.Parameter], kept: KeptTracker, stack: ExitStack) -> dict[int, int]:
     """Tell `kept` of each weight gradient when it is complete; bytes by identity of the parameter, as they come."""
     seen: dict[int, int] = {}
+    owner: dict[int, int] = {}  # two parameters may share the storage of their gradients: it is the first one's
 
     def complete(parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            seen[id(parameter)] = _nbytes(parameter.grad)
-            kept.gradient(parameter.grad, True)
+        if parameter.grad is None:
+            return
+        parts = {int(part.untyped_storage()._cdata): _nbytes(part) for part in parts_of(parameter.grad)}
+        seen[id(parameter)] = sum(
+            n for key, n in parts.items() if owner.setdefault(key, id(parameter)) == id(parameter)
+        )
+        kept.gradient(parameter.grad, True)
 
     for parameter in trained:
         stack.callback(parameter.register_post_accumulate_grad_hook(complete).remove)  # type: ignore[no-untyped-call]

@@ -132,18 +132,21 @@ def example_batch(inputs: tuple[InputSpec, ...], batch_size: int, device: str) -
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Put weights, buffers, modes and what requires a gradient back in the end."""
+    """Put weights, buffers, gradients, modes, what requires a gradient and the random state back in the end."""
     tensors: Mapping[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    before = [(tensor, tensor.detach().clone(), tensor.requires_grad) for tensor in tensors.values()]
+    before = [(tensor, tensor.detach().clone(), tensor.requires_grad, tensor.grad) for tensor in tensors.values()]
+    for tensor in tensors.values():
+        tensor.grad = None
     modes = [(module, module.training) for module in model.modules()]
     try:
-        yield
+        with torch.random.fork_rng():
+            yield
     finally:
         with torch.no_grad():
-            for tensor, original, required in before:
+            for tensor, original, required, gradient in before:
                 tensor.copy_(original)
-                tensor.grad = None
                 tensor.requires_grad_(required)
+                tensor.grad = gradient
         for module, training in modes:
             module.training = training
 

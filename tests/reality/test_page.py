@@ -12,7 +12,7 @@ import pytest
 
 from medyate_planner.reporting.html import printable, render_html
 from medyate_planner.reporting.view import MemoryReport
-from reports import HOSTILE_NAMES, example_report
+from example_report import HOSTILE_NAMES, example_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog, Page

@@ -16,7 +16,7 @@ from medyate_planner.reporting.html import axis_ticks, drawing_of, embedded_json
 from medyate_planner.reporting.page import Cell, Table
 from medyate_planner.reporting.page_sections import LARGEST_MODULES, page_of
 from medyate_planner.reporting.view import MemoryReport
-from reports import HOSTILE_NAMES, example_report
+from example_report import HOSTILE_NAMES, example_report
 
 
 class Reader(HTMLParser):

@@ -20,7 +20,7 @@ from medyate_planner import plan, report
 from medyate_planner.errors import InputError
 from medyate_planner.reporting.report_text import render_report
 from medyate_planner.reporting.view import MemoryReport, read_report
-from reports import example_report
+from example_report import example_report
 
 COMMITTED = Path(__file__).parents[2] / "reports" / "report.schema.json"
 
