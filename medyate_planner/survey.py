@@ -31,6 +31,7 @@ from medyate_planner.training.ordinary import Ordinary, Regime, dry_ordinary
 from medyate_planner.training.real import real_ordinary, real_session_step
 from medyate_planner.units import parse_bytes
 
+_OPTIONS = frozenset({"batch_size", "loss", "head", "dropout", "device"})  # of `subject_of`
 Stage = Callable[[str], None]
 
 
@@ -80,6 +81,7 @@ def report(
     patterns = (train,) if isinstance(train, str) else tuple(train)
     regime = Regime(optimizer=optimizer, norm=norm, autocast=autocast, accumulation=accumulation, train=patterns)
     budget_bytes = None if budget is None else parse_bytes(budget)
+    held = gather.weights_by_module(model.model if isinstance(model, Subject) else model)
     with _no_collections():
         on_stage("capturing the model")
         case = _case(model, example_inputs, options)
@@ -94,7 +96,7 @@ def report(
     if measure:
         on_stage("real steps")
         steps, measured = _measure(case, regime, plan, steps)
-    modules = gather.reported_modules(case.model, ordinary.step)
+    modules = gather.reported_modules(case.model, held, ordinary.step)
     graph = case.subject.graph if case.subject is not None else None
     return MemoryReport(
         model=ReportedModel(
@@ -153,6 +155,11 @@ def _case(model: nn.Module | Subject, example_inputs: ExampleInputs | None, opti
         return _case_of(model)
     if example_inputs is None:
         raise InputError("example_inputs: expected one batch of inputs beside the model, got none")
+    unknown = sorted(set(options) - _OPTIONS)
+    if unknown:
+        raise InputError(
+            f"{unknown[0]}: report has no such option; beside its own it takes {', '.join(sorted(_OPTIONS))}"
+        )
     try:
         return _case_of(subject_of(model, example_inputs, **options))
     except TraceError as error:

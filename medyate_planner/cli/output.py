@@ -18,7 +18,7 @@ def console(*, stderr: bool = False) -> Console:
     """A rich console that honours NO_COLOR and COLUMNS and, where there is no terminal, does not fold tables."""
     from rich.console import Console
 
-    made = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    made = Console(file=sys.stderr if stderr else None, highlight=False, soft_wrap=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = 180
     return made

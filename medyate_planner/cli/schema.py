@@ -8,7 +8,7 @@ from medyate_planner.cli.output import emit_json
 def schema(kind: str, /, *, debug: bool = False) -> int:
     """Print the JSON Schema of one of our files.
 
-    Example: medyate schema report > report.schema.json
+    Example: medyate schema report
 
     Parameters
     ----------

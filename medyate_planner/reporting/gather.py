@@ -116,13 +116,13 @@ def regime_of(regime: Regime) -> ReportedRegime:
     return ReportedRegime.model_validate(asdict(regime))
 
 
-def reported_modules(model: nn.Module, step: OrdinaryStep) -> tuple[ReportedModule, ...]:
-    """What each module itself holds in full fine-tuning, in the model's own order; those that hold nothing left out.
+def weights_by_module(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Bytes and number of parameters that each module itself holds; ask before the model runs and remembers things.
 
-    A tensor that several modules hold counts at the first of them, its gradient at its first name.
+    A tensor that several modules hold counts at the first of them.
     """
     seen: set[int] = set()
-    rows = []
+    found = {}
     for path, module in model.named_modules():
         tensors = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
         weights = parameters = 0
@@ -131,12 +131,25 @@ def reported_modules(model: nn.Module, step: OrdinaryStep) -> tuple[ReportedModu
                 seen.add(storage_key(tensor))
                 weights += int(tensor.untyped_storage().nbytes())
                 parameters += tensor.numel() if isinstance(tensor, nn.Parameter) else 0
+        found[path] = weights, parameters
+    return found
+
+
+def reported_modules(
+    model: nn.Module, held: Mapping[str, tuple[int, int]], step: OrdinaryStep
+) -> tuple[ReportedModule, ...]:
+    """What each module itself holds in full fine-tuning, in the model's own order; those that hold nothing left out.
+
+    `held` is from `weights_by_module`. A gradient counts at its parameter's first name.
+    """
+    rows = []
+    for path, module in model.named_modules():
         own = [f"{path}.{name}" if path else name for name in module._parameters]
         row = ReportedModule(
             path=path,
             kind=type(module).__name__,
-            parameters=parameters,
-            weights_bytes=weights,
+            parameters=held[path][1],
+            weights_bytes=held[path][0],
             gradients_bytes=sum(step.gradients_by_parameter.get(name, 0) for name in own),
             optimizer_bytes=sum(step.state_by_parameter.get(name, 0) for name in own),
             saved_bytes=step.saved_by_module.get(path, 0),

@@ -66,7 +66,7 @@ def _facts(report: MemoryReport) -> tuple[tuple[str, str], ...]:
     ]
     if regime.accumulation > 1:
         facts.append(("accumulation", f"{regime.accumulation:,} passes"))
-    facts.append(("trained", "every parameter" if regime.train == ("*",) else ", ".join(regime.train)))
+    facts.append(("trained", "every parameter" if not regime.train else ", ".join(regime.train)))
     if report.model.fingerprint is not None:
         facts.append(("fingerprint", report.model.fingerprint[:12]))
     return tuple(facts)

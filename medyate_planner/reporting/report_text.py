@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-
 from medyate_planner.memory.moments import Category
 from medyate_planner.reporting.tables import line, put, table
 from medyate_planner.reporting.tree import module_tree

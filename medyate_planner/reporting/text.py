@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-
 from medyate_planner.reporting.tables import line, put, table
 
 if TYPE_CHECKING:

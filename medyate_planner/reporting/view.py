@@ -194,7 +194,8 @@ class MemoryReport(_Part):
         names = [step.name for step in self.steps]
         if len(set(names)) < len(names) or not {"inference", "full"} <= set(names):
             raise ValueError("a report has the steps inference and full, and each step once")
-        absent = {row.step for row in (*self.measured, *self.largest_batch)} - set(names)
+        absent = {row.step for row in self.measured} | {row.step for row in self.largest_batch}
+        absent -= set(names)
         if absent:
             raise ValueError(f"figures of steps that are not in the report: {', '.join(sorted(absent))}")
         if any(step.timeline.peak_bytes != step.live_peak_bytes for step in self.steps):

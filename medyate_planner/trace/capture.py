@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.export import Dim, export
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_map
 
-from medyate_planner.errors import InputError, TraceError
+from medyate_planner.errors import InputError, MedyateError, TraceError
 from medyate_planner.families import CONV, DROPOUTS, family_of
 from medyate_planner.graph import ModelGraph
 from medyate_planner.trace.failure import cause_of, quiet_torch
@@ -77,7 +78,15 @@ class Trace:
         if batch_size not in self._graphs:
             from medyate_planner.trace.reader import GraphReader
 
-            self._graphs[batch_size] = GraphReader(self, batch_size).read()
+            try:
+                with quiet_torch():
+                    self._graphs[batch_size] = GraphReader(self, batch_size).read()
+            except MedyateError:
+                raise
+            except Exception as error:
+                raise TraceError(
+                    f"the captured graph can not be read at batch {batch_size}: {cause_of(error)}"
+                ) from error
         return self._graphs[batch_size]
 
     def fake_outputs(self, batch_size: int, mode: FakeTensorMode) -> Any:
@@ -150,7 +159,7 @@ def _export(
     args = tuple(_at_batch(batch, _CAPTURE_BATCH, where) for batch in args)
     kwargs = {name: _at_batch(batch, _CAPTURE_BATCH, where) for name, batch in kwargs.items()}
     shapes: Any = {0: Dim("batch")}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stderr(StringIO()):  # torch prints a graph where it fails
         warnings.simplefilter("ignore")
         program = export(
             model,

@@ -26,7 +26,14 @@ def cause_of(error: BaseException) -> str:
         if not frame.filename.startswith((_TORCH + "/", _OURS + "/", "<"))
     ]
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name}" if frames else ""
-    return f"{type(error).__name__}{where}: {text}"
+    operator = getattr(error, "medyate_operator", None)
+    return f"{type(error).__name__}{f' in {operator}' if operator else ''}{where}: {text}"
+
+
+def name_operator(error: BaseException, operator: str) -> None:
+    """Note which operator raised an error, the innermost if several ask."""
+    if not hasattr(error, "medyate_operator"):
+        error.medyate_operator = operator  # type: ignore[attr-defined]
 
 
 @contextmanager

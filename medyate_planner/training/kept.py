@@ -12,7 +12,6 @@ from torch import Tensor
 from medyate_planner.memory.moments import Category
 from medyate_planner.trace import storage_key
 from medyate_planner.training.ledger import Ledger
-from medyate_planner.training.live import parts_of
 
 _KEPT_IN = {True: Category.KEPT_SELECTED, False: Category.KEPT_PASSTHROUGH}
 
@@ -53,6 +52,7 @@ class KeptTracker:
         self._holders: dict[int, int] = {}
         self._bytes: dict[int, int] = {}
         self._selected: set[int] = set()
+        self._saved: dict[int, tuple[bool, str]] = {}  # kept by the forward that runs: is it a selection, whose is it
         self._gradients: dict[int, Any] = {}
         self._gradients_now = 0
         self._kept_now = 0
@@ -76,7 +76,7 @@ class KeptTracker:
         """Count what one more forward of the same step saves from zero (gradient accumulation)."""
         self.phase = "forward"
         self.saved_bytes = self.selected_bytes = self.loss_bytes = 0
-        self.saved_by_owner = {}
+        self._saved, self.saved_by_owner = {}, {}
 
     def held(self) -> dict[int, int]:
         """Bytes of the storages kept now, by key."""
@@ -98,15 +98,18 @@ class KeptTracker:
         if self.phase == "loss":
             self.loss_bytes += nbytes
         else:
-            self.saved_bytes += nbytes
-            self.selected_bytes += nbytes if is_selected else 0
-            if self._owner is not None:
-                name = self._owner()
-                self.saved_by_owner[name] = self.saved_by_owner.get(name, 0) + nbytes
+            self._saved[key] = is_selected, "" if self._owner is None else self._owner()
+            self._count_saved(key, nbytes)
         if self._ledger is not None:
             category = _KEPT_IN[is_selected] if self._lean else Category.KEPT
             self._ledger.keep(key, Category.KEPT_LOSS if self.phase == "loss" else category)
         self._note_peak()
+
+    def _count_saved(self, key: int, nbytes: int) -> None:
+        is_selected, owner = self._saved[key]
+        self.saved_bytes += nbytes
+        self.selected_bytes += nbytes if is_selected else 0
+        self.saved_by_owner[owner] = self.saved_by_owner.get(owner, 0) + nbytes
 
     def released(self, key: int) -> None:
         """A packed object was let go: its storage is no longer kept once all its holders are."""
@@ -114,7 +117,11 @@ class KeptTracker:
             self._holders[key] -= 1
             if not self._holders[key]:
                 del self._holders[key]
-                self._kept_now -= self._bytes.pop(key)
+                nbytes = self._bytes.pop(key)
+                self._kept_now -= nbytes
+                if self.phase == "forward" and key in self._saved:  # what led nowhere is not saved for backward
+                    self._count_saved(key, -nbytes)
+                    del self._saved[key]
                 if self._ledger is not None:
                     self._ledger.release(key)
 
@@ -127,10 +134,6 @@ class KeptTracker:
 
         `first`: it is not one more part of a gradient that a reused layer sums.
         """
-        for part in parts_of(tensor):
-            self._gradient_part(part, first)
-
-    def _gradient_part(self, tensor: Tensor, first: bool) -> None:
         storage = tensor.untyped_storage()
         key = int(storage._cdata)
         if key in self._gradients:  # one more pass has been added to it, or two parameters share it

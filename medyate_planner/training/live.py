@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from medyate_planner.errors import InputError
 from medyate_planner.memory.moments import Category
+from medyate_planner.trace.failure import name_operator
 from medyate_planner.training.kernels import as_real
 from medyate_planner.training.ledger import Ledger
 from medyate_planner.training.places import Places
@@ -27,15 +28,6 @@ _FRESH_IN = {
     "backward": Category.ACTIVATION_GRADIENTS,
     "optimizer": Category.WORKING_COPIES,
 }
-
-
-def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
-    """The strided tensors that a sparse one consists of (COO), or the tensor itself."""
-    if tensor.layout == torch.strided:
-        return (tensor,)
-    if tensor.layout == torch.sparse_coo:
-        return tensor._indices(), tensor._values()
-    raise InputError(f"tensors of layout {tensor.layout} are not supported; only strided and sparse_coo ones are")
 
 
 class LiveTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -73,7 +65,11 @@ class LiveTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if func is _ASK_DEVICE:  # a fake tensor's `.device` is dispatched like an operator
             return func(*args) if not isinstance(args[0], FakeTensor) else args[0].fake_device
-        result = as_real(func, args, func(*args, **(kwargs or {})))
+        try:
+            result = as_real(func, args, func(*args, **(kwargs or {})))
+        except Exception as error:
+            name_operator(error, func.__name__)
+            raise
         fresh = _FRESH_IN[self.phase]
         if isinstance(result, Tensor):
             self._note(result, fresh)
@@ -87,10 +83,11 @@ class LiveTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _note(self, tensor: Tensor, category: Category) -> None:
-        if tensor.layout != torch.strided:  # a sparse tensor lives in those of its parts
-            for part in parts_of(tensor):
-                self._note(part, category)
-            return
+        if tensor.layout != torch.strided:
+            raise InputError(
+                f"tensors of layout {str(tensor.layout).removeprefix('torch.')} can not be accounted for; "
+                "make the model without them (an embedding with sparse=False)"
+            )
         storage = tensor.untyped_storage()
         key = int(storage._cdata)
         if key in self._watched:

@@ -6,7 +6,7 @@ to the byte. Workspace that a kernel allocates inside itself is invisible to all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -130,9 +130,18 @@ def measure_step(
     return meter.measurement(loss=value, alive_saved_bytes=alive_saved)
 
 
+def _tensors_within(value: Any, depth: int = 3) -> Iterator[Tensor]:
+    """Tensors in containers that torch knows, and in the attributes of objects that it does not."""
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif depth and hasattr(leaf, "__dict__"):
+            yield from _tensors_within(list(vars(leaf).values()), depth - 1)
+
+
 def alive_since(tracker: LiveTracker, before: set[int], outputs: Any, kept: KeptTracker) -> int:
     """Bytes of storages that forward left alive: kept for backward, unless they are only outputs."""
-    returned = {storage_key(t) for t in tree_leaves(outputs) if isinstance(t, Tensor)}
+    returned = {storage_key(t) for t in _tensors_within(outputs)}
     held = kept.held()
     inputs_held = sum(nbytes for key, nbytes in held.items() if key in before)
     alive = tracker.ledger.entries()

@@ -24,7 +24,7 @@ from medyate_planner.trace import InputSpec
 from medyate_planner.trace.failure import cause_of, quiet_torch
 from medyate_planner.trace.twin import fake_copy
 from medyate_planner.training.kept import KeptTracker
-from medyate_planner.training.live import LiveTracker, parts_of
+from medyate_planner.training.live import LiveTracker
 from medyate_planner.training.measure import LossFunction, alive_since
 from medyate_planner.training.places import Places
 
@@ -255,7 +255,12 @@ def _run_step(
     state_bytes = sum(_nbytes(t) for t in state)
     places = Places(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    already = {Category.OPTIMIZER_STATE: state, Category.WEIGHTS: resident, Category.INPUTS: _tensors(batch)}
+    already = {
+        Category.OPTIMIZER_STATE: state,
+        Category.WEIGHTS: resident,
+        Category.INPUTS: _tensors(batch),
+        Category.ACTIVATIONS: resident_tensors(model),  # remembered from the pass before
+    }
     live = LiveTracker(already, places=places)
     kept = KeptTracker(
         [*resident, *state], fixed_bytes=state_bytes, ledger=live.ledger, lean=False, owner=places.owner
@@ -298,10 +303,9 @@ def _watch_gradients(trained: list[nn.Parameter], kept: KeptTracker, stack: Exit
     def complete(parameter: Tensor) -> None:
         if parameter.grad is None:
             return
-        parts = {int(part.untyped_storage()._cdata): _nbytes(part) for part in parts_of(parameter.grad)}
-        seen[id(parameter)] = sum(
-            n for key, n in parts.items() if owner.setdefault(key, id(parameter)) == id(parameter)
-        )
+        key = int(parameter.grad.untyped_storage()._cdata) if parameter.grad.layout == torch.strided else -1
+        mine = owner.setdefault(key, id(parameter)) == id(parameter)
+        seen[id(parameter)] = _nbytes(parameter.grad) if mine else 0
         kept.gradient(parameter.grad, True)
 
     for parameter in trained:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from example_report import HOSTILE_NAMES, example_report
 
 from medyate_planner.reporting.html import printable, render_html
 from medyate_planner.reporting.view import MemoryReport
-from example_report import HOSTILE_NAMES, example_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog, Page

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from example_report import HOSTILE_NAMES
 from torch import nn
 
 from medyate_planner import report
@@ -17,7 +18,6 @@ from medyate_planner.reporting import figures
 from medyate_planner.reporting.export import ENDINGS, check_ending, report_csv, write_report
 from medyate_planner.reporting.tables import safe
 from medyate_planner.reporting.view import MemoryReport, ReportedModule, read_report
-from example_report import HOSTILE_NAMES
 
 FORMULAS = (
     "=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1+1", "\r=1+1", "\n=1+1", "=cmd|' /C calc'!A0", '=HYPERLINK("http://x","y")',

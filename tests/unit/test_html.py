@@ -10,13 +10,13 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from example_report import HOSTILE_NAMES, example_report
 
 from medyate_planner.memory.moments import Category
 from medyate_planner.reporting.html import axis_ticks, drawing_of, embedded_json, printable, render_html
 from medyate_planner.reporting.page import Cell, Table
 from medyate_planner.reporting.page_sections import LARGEST_MODULES, page_of
 from medyate_planner.reporting.view import MemoryReport
-from example_report import HOSTILE_NAMES, example_report
 
 
 class Reader(HTMLParser):

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 import torch
 from cli_helpers import cli
+from example_report import example_report
 from oddities import Answers, Named
 from torch import nn
 
@@ -20,7 +21,6 @@ from medyate_planner import plan, report
 from medyate_planner.errors import InputError
 from medyate_planner.reporting.report_text import render_report
 from medyate_planner.reporting.view import MemoryReport, read_report
-from example_report import example_report
 
 COMMITTED = Path(__file__).parents[2] / "reports" / "report.schema.json"
 
