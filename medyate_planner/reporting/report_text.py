@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
     from medyate_planner.reporting.view import MemoryReport, ReportedLayer, ReportedStep
 
+_LEAN = (
+    "lean: every layer by our operators, SGD inside backward, norms frozen; bound: how far the closed form is above "
+    "the live peak"
+)
 _LAYER_FIGURES = {
     "weights": "weight_bytes",
     "gradients": "gradient_bytes_per_channel",
@@ -36,7 +40,7 @@ def render_report(report: MemoryReport, *, sort: str = "order", depth: int = 2) 
         yield line(f"No layers and no plan: {report.capture_error}")
     yield _steps(report.steps)
     if any(step.name == "lean_full" for step in report.steps):
-        yield line("lean: every convolution and linear layer by our operators, SGD inside backward, norms frozen")
+        yield line(_LEAN)
     yield _peaks(report.steps)
     yield _modules(report, sort, depth)
     if report.layers:
@@ -68,13 +72,19 @@ def _headline(report: MemoryReport) -> str:
 
 def _steps(steps: Sequence[ReportedStep]) -> RenderableType:
     measured = any(step.allocator_peak_bytes is not None for step in steps)
+    bounded = any(step.live_peak_bound_bytes is not None for step in steps)
     columns = [("", "left"), ("saved", "right"), ("training", "right"), ("live peak", "right"), ("", "right")]
+    if bounded:
+        columns.append(("bound", "right"))
     if measured:
         columns.append(("allocator", "right"))
     made = table("One step, bytes", *columns, ("the peak is at", "left"))
     for step in steps:
         row = [step.title, f"{step.saved_bytes:,}", f"{step.training_bytes:,}", f"{step.live_peak_bytes:,}"]
         row.append(f"({format_bytes(step.live_peak_bytes)})")
+        if bounded:
+            over = (step.live_peak_bound_bytes or 0) / step.live_peak_bytes - 1
+            row.append("" if step.live_peak_bound_bytes is None else f"+{over:.1%}")
         if measured:
             row.append(f"{step.allocator_peak_bytes or 0:,}")
         put(made, *row, _peak_place(step))

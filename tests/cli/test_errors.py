@@ -119,7 +119,7 @@ MODELS = [
     case("batch of 0", (*REPORT[:2], "--batch-size", "0"), "--batch-size", "1 or more"),
     case("batch below 0", ("plan", MODEL, "--budget", "1MB", "--batch-size=-1"), "--batch-size", "1 or more"),
     case("unknown dtype", (*REPORT, "--dtype", "int4"), "int4", "float32 or bfloat16"),
-    case("unknown loss", (*REPORT, "--loss", "hinge"), "hinge", "cross-entropy, mse, or module:factory"),
+    case("unknown loss", (*REPORT, "--loss", "hinge"), "hinge", "cross-entropy, next-token, mse, or module:factory"),
     case("loss of no module", (*REPORT, "--loss", "none:loss"), "none:loss", "can not import"),
     case("no such head", (*REPORT, "--head", "top"), "'top' matches no layer", "fc", "--head none"),
     case("unknown optimizer", (*REPORT, "--optimizer", "lion"), "lion", "sgd, momentum, adam, adamw"),
@@ -315,7 +315,7 @@ def test_quota_above_channels_says_what_to_do(folder: Path) -> None:
     "edit",
     [
         pytest.param(put("full", "saved_bytes", "much"), id="wrong value"),
-        pytest.param(put("schema_version", 2), id="schema version"),
+        pytest.param(put("schema_version", 3), id="schema version"),
         pytest.param(lambda data: json.dumps(data)[:300], id="truncated"),
     ],
 )
