@@ -58,6 +58,21 @@ def test_the_saved_bytes_of_full_fine_tuning_are_the_reports() -> None:
     assert f"{report(subject('mcunet-5fps', 8)).full.saved_bytes:,} B" in README
 
 
+def test_the_architectures_are_as_exact_as_the_readme_says() -> None:
+    printed = (ROOT / "reports" / "architectures.txt").read_text(encoding="utf-8")
+    (full_exact, full_all), (plan_exact, plan_all) = (
+        (int(exact), int(every))
+        for exact, every in re.findall(r"^(\d+) of (\d+) architectures exact", printed, re.MULTILINE)
+    )
+    claimed = re.search(r"On (\d+) architectures of torchvision", README)
+    assert claimed is not None
+    assert int(claimed.group(1)) == full_exact == full_all >= 60
+    assert plan_exact == plan_all >= 20
+    rows = [line.replace(",", "").split() for line in printed.splitlines() if re.match(r"\w+:\S+ +\d", line)]
+    assert len(rows) == 2 * full_all + plan_all
+    assert all(row[2] == row[3] and row[4] == row[5] and row[6] == "0" for row in rows)
+
+
 @pytest.mark.parametrize("line", re.findall(r"`(medyate [^`]+)`", README))
 def test_every_command_that_is_named_exists(line: str) -> None:
     from medyate_planner.cli import build_app

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medyate_planner.errors import InputError
-from medyate_planner.memory.moments import Category
+from medyate_planner.memory.moments import PHASES, Category
 
 _KNOWN_CATEGORIES = frozenset(category.value for category in Category)
 StepName = Literal["inference", "full", "lean_full", "plan"]
@@ -80,6 +80,8 @@ class ReportedTimeline(_Part):
             raise ValueError("every moment of a timeline has one number for each category, 0 or more")
         if len(set(self.categories)) < len(self.categories) or not set(self.categories) <= _KNOWN_CATEGORIES:
             raise ValueError(f"the categories of a timeline are distinct, and some of {sorted(_KNOWN_CATEGORIES)}")
+        if not set(self.phase) <= set(PHASES):
+            raise ValueError(f"the phases of a step are {', '.join(PHASES)}")
         if self.peak_bytes != max(sum(row) for row in self.live_bytes):
             raise ValueError("peak_index is not that of the largest moment")
         return self
