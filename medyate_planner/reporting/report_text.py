@@ -19,6 +19,15 @@ _LEAN = (
     "lean: every layer by our operators, SGD inside backward, norms frozen; bound: how far the closed form is above "
     "the live peak"
 )
+_STYLES = {
+    Category.WEIGHTS: "dim",
+    Category.INPUTS: "dim",
+    Category.KEPT: "blue",
+    Category.KEPT_SELECTED: "blue",
+    Category.KEPT_PASSTHROUGH: "magenta",
+    Category.WEIGHT_GRADIENTS: "yellow",
+    Category.OPTIMIZER_STATE: "red",
+}
 _LAYER_FIGURES = {
     "weights": "weight_bytes",
     "gradients": "gradient_bytes_per_channel",
@@ -86,7 +95,7 @@ def _steps(steps: Sequence[ReportedStep]) -> RenderableType:
             over = (step.live_peak_bound_bytes or 0) / step.live_peak_bytes - 1
             row.append("" if step.live_peak_bound_bytes is None else f"+{over:.1%}")
         if measured:
-            row.append(f"{step.allocator_peak_bytes or 0:,}")
+            row.append("" if step.allocator_peak_bytes is None else f"{step.allocator_peak_bytes:,}")
         put(made, *row, _peak_place(step))
     return made
 
@@ -104,7 +113,8 @@ def _peaks(steps: Sequence[ReportedStep]) -> RenderableType:
     for category in Category:
         amounts = [column.get(category.value, 0) for column in columns]
         if any(amounts):
-            put(made, category.meaning, *(f"{amount:,}" if amount else "" for amount in amounts))
+            cells = [f"{amount:,}" if amount else "" for amount in amounts]
+            put(made, category.meaning, *cells, style=_STYLES.get(category))
     put(made, "sum", *(f"{step.timeline.peak_bytes:,}" for step in steps), style="bold")
     return made
 

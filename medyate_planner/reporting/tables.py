@@ -10,7 +10,7 @@ Column = tuple[str, str]
 
 def table(title: str, *columns: Column) -> Table:
     """A frameless table; each column by heading and justification. Names give way before numbers do."""
-    heading = Text(title, no_wrap=True, overflow="ignore")  # may be wider than its table
+    heading = Text(title, style="bold cyan", no_wrap=True, overflow="ignore")  # may be wider than its table
     made = Table(
         title=heading, title_justify="left", title_style="italic", box=None, pad_edge=False, header_style="bold"
     )
