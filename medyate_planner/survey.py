@@ -81,6 +81,8 @@ def report(
     patterns = (train,) if isinstance(train, str) else tuple(train)
     regime = Regime(optimizer=optimizer, norm=norm, autocast=autocast, accumulation=accumulation, train=patterns)
     budget_bytes = None if budget is None else parse_bytes(budget)
+    if not isinstance(model, (nn.Module, Subject)):
+        raise InputError(f"model: expected a torch.nn.Module, got a {type(model).__name__}")
     held = gather.weights_by_module(model.model if isinstance(model, Subject) else model)
     with _no_collections():
         on_stage("capturing the model")
@@ -106,7 +108,7 @@ def report(
         ),
         batch_size=case.batch_size,
         dtype=_dtype(case.model),
-        regime=gather.regime_of(regime),
+        regime=gather.regime_of(case.model, regime),
         full=gather.full_fine_tuning(modules, ordinary.step, regime),
         inference=gather.inference_of(ordinary),
         steps=tuple(steps),
@@ -115,6 +117,7 @@ def report(
         accountings=gather.reported_accountings(steps, case.subject.memory if case.subject else None, plan),
         measured=measured,
         largest_batch=() if budget_bytes is None else _largest_batches(case, regime, plan, budget_bytes, on_stage),
+        notes=gather.notes_on(case.model, case.device),
         capture_error=case.capture_error,
     )
 
@@ -203,7 +206,7 @@ def _first_ordinary(case: _Case, regime: Regime) -> Ordinary:
     except TraceError as error:
         if case.capture_error is None:
             raise
-        raise TraceError(f"{error.message} (nor can it be captured: {case.capture_error})") from error
+        raise TraceError(f"{error.message}; nor can it be captured by torch.export") from error
 
 
 def _ordinary(case: _Case, batch_size: int, regime: Regime) -> Ordinary:

@@ -110,7 +110,9 @@ def example_report(
         ),
         batch_size=8,
         dtype="float32",
-        regime=ReportedRegime(optimizer="momentum", norm="frozen", autocast=None, accumulation=1, train=("*",)),
+        regime=ReportedRegime(
+            optimizer="momentum", norm="frozen", autocast=None, accumulation=1, mode="eval", train=()
+        ),
         full=FullFineTuning(
             weights_bytes=sum(module.weights_bytes for module in modules),
             gradients_bytes=sum(module.gradients_bytes for module in modules),

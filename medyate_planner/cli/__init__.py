@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = build_app()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        text = " ".join(str(error).split()) or "wrong usage"
+        text = " ".join(str(error).split()).rstrip(".") or "wrong usage"
         return fail(InputError(f"{text}; see `medyate --help`"), as_json=as_json)
     except MedyateError as error:
         if debug:

@@ -132,15 +132,9 @@ def check(options: ModelOptions) -> None:
 
 def check_device(name: str) -> None:
     """Raise `InputError` unless torch can train on this device here."""
-    import torch
+    from medyate_planner.trace.capture import check_device as check_it
 
-    from medyate_planner.errors import InputError
-
-    try:
-        torch.empty(1, device=name) if name != "meta" else None
-    except (RuntimeError, AssertionError) as error:
-        cause = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} is not available here ({cause[:120]}); choose cpu or cuda") from error
+    check_it(name)
 
 
 def check_output(path: Path | None, *, force: bool) -> None:

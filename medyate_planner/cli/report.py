@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from medyate_planner.cli.options import ModelOptions, OutputOptions, check_output, load, make_example
-from medyate_planner.cli.output import emit_json, say, show
+from medyate_planner.cli.output import console, emit_json, say, show
 from medyate_planner.cli.progress import stages
 
 
@@ -47,7 +47,7 @@ def report(
     accumulation
         Passes whose gradients are summed before the optimizer's step.
     train
-        Patterns of the parameters that full fine-tuning trains.
+        Patterns of the parameters that full fine-tuning trains, one or more.
     plan
         Report this plan.json of the model beside the others.
     budget
@@ -61,18 +61,26 @@ def report(
     output
         Write report.json, .csv, .html, .png or .svg here.
     """
+    from medyate_planner.errors import InputError
     from medyate_planner.planning.plan import Plan
     from medyate_planner.reporting.export import check_ending
     from medyate_planner.reporting.report_text import render_report
     from medyate_planner.reporting.tree import check_sort
     from medyate_planner.survey import report as make_report
+    from medyate_planner.training.ordinary import Regime
+    from medyate_planner.training.real import check_real
 
     check_sort(sort)
+    if depth < 0:
+        raise InputError(f"--depth {depth}: expected 0 or more levels of modules")
+    Regime(optimizer=optimizer, norm=norm, autocast=autocast, accumulation=accumulation)
     if output is not None:
         check_output(output, force=out.force)
         check_ending(output)
     loaded = load(model, options, allocate=measure)
     say(f"model: {loaded.spec}, input {'x'.join(map(str, loaded.input_shape))}, weights: {loaded.weights_source}")
+    if measure:
+        check_real(loaded.model)
     loaded.model.train(options.dropout == "keep")
     with stages() as on_stage:
         made = make_report(
@@ -99,5 +107,5 @@ def report(
     if out.json:
         emit_json(made.to_dict())
     elif output is None:
-        show(render_report(made, sort=sort, depth=depth))
+        show(render_report(made, sort=sort, depth=depth, width=console().width))
     return 0 if made.agrees else 1

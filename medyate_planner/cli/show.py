@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from medyate_planner.cli.output import emit_json
+from medyate_planner.cli.output import console, emit_json
 from medyate_planner.cli.output import show as print_parts
 
 
@@ -48,7 +48,7 @@ def show(file: Path, /, *, json: bool = False, debug: bool = False) -> int:
         from medyate_planner.reporting.view import read_report
 
         report = read_report(data, where=str(file))
-        emit_json(report.to_dict()) if json else print_parts(render_report(report))
+        emit_json(report.to_dict()) if json else print_parts(render_report(report, width=console().width))
         return 0
     raise InputError(f"{file}: expected a report, a plan, an importance file or a run folder, got kind {kind!r}")
 

@@ -16,7 +16,7 @@ COLOURS = {
     Category.INPUTS: "#c7c7c7",
     Category.ACTIVATIONS: "#56b4e9",
     Category.KEPT: "#0072b2",
-    Category.KEPT_SELECTED: "#0072b2",
+    Category.KEPT_SELECTED: "#3d9ad6",
     Category.KEPT_PASSTHROUGH: "#004466",
     Category.KEPT_LOSS: "#cc79a7",
     Category.ACTIVATION_GRADIENTS: "#f0e442",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 
+import torch
 from torch import Tensor, nn
 
 from medyate_planner.graph import ModelGraph
@@ -111,9 +112,23 @@ def inference_of(ordinary: Ordinary) -> Inference:
     return Inference(live_peak_bytes=ordinary.inference.live_peak_bytes)
 
 
-def regime_of(regime: Regime) -> ReportedRegime:
-    """The regime as the report states it."""
-    return ReportedRegime.model_validate(asdict(regime))
+def regime_of(model: nn.Module, regime: Regime) -> ReportedRegime:
+    """The regime as the report states it, with the mode the model is in (BatchNorm left out: `norm` tells)."""
+    modules = [m for m in model.modules() if not isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    modes = {module.training for module in modules}
+    mode = "mixed" if len(modes) > 1 else "train" if modes == {True} else "eval"
+    return ReportedRegime.model_validate({**asdict(regime), "mode": mode})
+
+
+def notes_on(model: nn.Module, device: str) -> tuple[str, ...]:
+    """Known exceptions that this model meets."""
+    lstm = [name for name, module in model.named_modules() if isinstance(module, nn.LSTM)]
+    if lstm and device == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return (
+            f"{lstm[0] or 'the model'} is an LSTM: on the CPU oneDNN keeps a workspace of its own for backward, which "
+            "predictions lack; a real step saves more than is said here (see --measure)",
+        )
+    return ()
 
 
 def weights_by_module(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -13,11 +13,12 @@ from medyate_planner.units import format_bytes, format_count
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from medyate_planner.reporting.view import MemoryReport, ReportedLayer, ReportedStep
+    from medyate_planner.reporting.view import MemoryReport, ReportedLayer
 
+_COMFORTABLE = 100
 _LEAN = (
-    "lean: every layer by our operators, SGD inside backward, norms frozen; bound: how far the closed form is above "
-    "the live peak"
+    "lean: every layer by our operators in the model's own type, SGD inside backward, norms frozen, whatever full "
+    "fine-tuning is told; bound: how far the closed form is above the live peak"
 )
 _STYLES = {
     Category.WEIGHTS: "dim",
@@ -36,24 +37,30 @@ _LAYER_FIGURES = {
 }
 
 
-def render_report(report: MemoryReport, *, sort: str = "order", depth: int = 2) -> Iterable[RenderableType]:
+def render_report(
+    report: MemoryReport, *, sort: str = "order", depth: int = 2, width: int = 120
+) -> Iterable[RenderableType]:
     """Totals, what is live at each peak, the tree of modules, and one row per layer.
 
     Args:
         report: The view.
         sort: Key of `SORT_KEYS`, for modules and layers.
         depth: Levels of modules shown.
+        width: Columns of the terminal; below 100 the tables leave out what matters least.
     """
     yield line(_headline(report))
     if report.capture_error:
         yield line(f"No layers and no plan: {report.capture_error}")
-    yield _steps(report.steps)
+    for note in report.notes:
+        yield line(f"Note: {note}")
+    yield _steps(report)
     if any(step.name == "lean_full" for step in report.steps):
         yield line(_LEAN)
-    yield _peaks(report.steps)
-    yield _modules(report, sort, depth)
+    yield _places(report)
+    yield _peaks(report)
+    yield _modules(report, sort, depth, compact=width < _COMFORTABLE)
     if report.layers:
-        yield _layers(report.layers, sort)
+        yield _layers(report.layers, sort, compact=width < _COMFORTABLE)
     yield _accountings(report)
     if report.measured:
         yield _measured(report)
@@ -69,6 +76,7 @@ def _headline(report: MemoryReport) -> str:
         report.dtype if regime.autocast is None else f"{report.dtype}, autocast {regime.autocast}",
         regime.optimizer,
         f"norms {regime.norm}",
+        f"{regime.mode} mode",
     ]
     if regime.accumulation > 1:
         parts.append(f"{regime.accumulation} passes per step")
@@ -79,36 +87,43 @@ def _headline(report: MemoryReport) -> str:
     return ", ".join(parts)
 
 
-def _steps(steps: Sequence[ReportedStep]) -> RenderableType:
-    measured = any(step.allocator_peak_bytes is not None for step in steps)
+def _short(report: MemoryReport) -> dict[str, str]:
+    """Names of the steps that leave room for numbers."""
+    return {"inference": "inference", "full": f"PyTorch ({report.regime.optimizer})", "lean_full": "lean (sgd)",
+            "plan": "plan (sgd)"}  # fmt: skip
+
+
+def _steps(report: MemoryReport) -> RenderableType:
+    steps, names = report.steps, _short(report)
     bounded = any(step.live_peak_bound_bytes is not None for step in steps)
+    measured = any(step.allocator_peak_bytes is not None for step in steps)
     columns = [("", "left"), ("saved", "right"), ("training", "right"), ("live peak", "right"), ("", "right")]
-    if bounded:
-        columns.append(("bound", "right"))
-    if measured:
-        columns.append(("allocator", "right"))
-    made = table("One step, bytes", *columns, ("the peak is at", "left"))
+    columns += [("bound", "right")] * bounded + [("allocator", "right")] * measured
+    made = table("One step: inference and full fine-tuning, bytes", *columns)
     for step in steps:
-        row = [step.title, f"{step.saved_bytes:,}", f"{step.training_bytes:,}", f"{step.live_peak_bytes:,}"]
-        row.append(f"({format_bytes(step.live_peak_bytes)})")
+        cells = [names[step.name], f"{step.saved_bytes:,}", f"{step.training_bytes:,}", f"{step.live_peak_bytes:,}"]
+        cells.append(f"({format_bytes(step.live_peak_bytes)})")
         if bounded:
             over = (step.live_peak_bound_bytes or 0) / step.live_peak_bytes - 1
-            row.append("" if step.live_peak_bound_bytes is None else f"+{over:.1%}")
+            cells.append("" if step.live_peak_bound_bytes is None else f"+{over:.1%}")
         if measured:
-            row.append("" if step.allocator_peak_bytes is None else f"{step.allocator_peak_bytes:,}")
-        put(made, *row, _peak_place(step))
+            cells.append("" if step.allocator_peak_bytes is None else f"{step.allocator_peak_bytes:,}")
+        put(made, *cells)
     return made
 
 
-def _peak_place(step: ReportedStep) -> str:
-    lines, at = step.timeline, step.timeline.peak_index
-    where = f" in {lines.module[at]}" if lines.module[at] else ""
-    source = f" ({lines.source[at]})" if lines.source[at] else ""
-    return f"{lines.phase[at]}: {lines.operator[at]}{where}{source}"
+def _places(report: MemoryReport) -> RenderableType:
+    made = table("Where the peak is", ("", "left"), ("phase", "left"), ("operator", "left"), ("in", "left"))
+    for step in report.steps:
+        lines, at = step.timeline, step.timeline.peak_index
+        source = f" ({lines.source[at]})" if lines.source[at] else ""
+        put(made, _short(report)[step.name], lines.phase[at], lines.operator[at], f"{lines.module[at]}{source}")
+    return made
 
 
-def _peaks(steps: Sequence[ReportedStep]) -> RenderableType:
-    made = table("Live at the peak, bytes", ("", "left"), *((step.title, "right") for step in steps))
+def _peaks(report: MemoryReport) -> RenderableType:
+    steps, names = report.steps, _short(report)
+    made = table("Live at the peak, bytes", ("", "left"), *((names[step.name], "right") for step in steps))
     columns = [step.timeline.at_peak for step in steps]
     for category in Category:
         amounts = [column.get(category.value, 0) for column in columns]
@@ -119,52 +134,44 @@ def _peaks(steps: Sequence[ReportedStep]) -> RenderableType:
     return made
 
 
-def _modules(report: MemoryReport, sort: str, depth: int) -> RenderableType:
-    made = table(
-        "Full fine-tuning, PyTorch, by module, submodules included, bytes",
-        ("module", "left"), ("kind", "left"), ("parameters", "right"), ("weights", "right"), ("gradients", "right"),
-        (f"{report.regime.optimizer} state", "right"), ("saved", "right"), ("total", "right"), ("share", "right"),
-    )  # fmt: skip
+def _modules(report: MemoryReport, sort: str, depth: int, *, compact: bool) -> RenderableType:
+    state = f"{report.regime.optimizer} state"
+    columns = ["module", "kind", "parameters", "weights", "gradients", state, "saved", "total", "share"]
+    hidden = {"kind", "parameters", "share" if report.full.optimizer_bytes else state} if compact else set()
+    shown = [column for column in columns if column not in hidden]
+    title = "Full fine-tuning in PyTorch by module, submodules included, bytes"
+    made = table(title, *((name, "left" if name in ("module", "kind") else "right") for name in shown))
     root = module_tree(report.modules, sort=sort)
     for level, node in root.walk(depth):
         share = node.total_bytes / root.total_bytes if root.total_bytes else 0.0
-        put(
-            made,
-            "  " * level + (node.name or "(model)"),
-            node.kind,
-            f"{node.parameters:,}",
-            f"{node.weights_bytes:,}",
-            f"{node.gradients_bytes:,}",
-            f"{node.optimizer_bytes:,}",
-            f"{node.saved_bytes:,}",
-            f"{node.total_bytes:,}",
-            f"{share:.1%}",
-            style="bold" if level == 0 else None,
-        )
+        amounts = (
+            node.parameters, node.weights_bytes, node.gradients_bytes, node.optimizer_bytes, node.saved_bytes,
+            node.total_bytes,
+        )  # fmt: skip
+        cells = ["  " * level + (node.name or "(model)"), node.kind, *(f"{n:,}" for n in amounts), f"{share:.1%}"]
+        kept = [cell for column, cell in zip(columns, cells, strict=True) if column not in hidden]
+        put(made, *kept, style="bold" if level == 0 else None)
     return made
 
 
-def _layers(layers: Sequence[ReportedLayer], sort: str) -> RenderableType:
+def _layers(layers: Sequence[ReportedLayer], sort: str, *, compact: bool) -> RenderableType:
+    columns = ["layer", "kind", "channels", "weight", "gradient/ch", "saved/ch", "pass-through"]
+    hidden = {"kind", "weight"} if compact else set()
     made = table(
-        "Layers: what one input channel costs to train, and what it costs to reach the layer, bytes",
-        ("layer", "left"), ("kind", "left"), ("channels", "right"), ("weight", "right"),
-        ("gradient/ch", "right"), ("saved/ch", "right"), ("pass-through", "right"),
-    )  # fmt: skip
+        "Layers: what one input channel costs to train, and to reach the layer, bytes",
+        *((name, "left" if name in ("layer", "kind") else "right") for name in columns if name not in hidden),
+    )
     if sort == "name":
         layers = sorted(layers, key=lambda layer: layer.name)
     elif sort in _LAYER_FIGURES:
         layers = sorted(layers, key=lambda layer: -int(getattr(layer, _LAYER_FIGURES[sort])))
     for layer in layers:
-        put(
-            made,
-            layer.name + (" (head)" if layer.head else ""),
-            layer.kind,
-            str(layer.channels),
-            f"{layer.weight_bytes:,}",
-            f"{layer.gradient_bytes_per_channel:,}",
-            f"{layer.saved_bytes_per_channel:,}",
-            f"{layer.passthrough_bytes:,}",
-        )
+        amounts = (
+            layer.channels, layer.weight_bytes, layer.gradient_bytes_per_channel, layer.saved_bytes_per_channel,
+            layer.passthrough_bytes,
+        )  # fmt: skip
+        cells = [layer.name + (" (head)" if layer.head else ""), layer.kind, *(f"{n:,}" for n in amounts)]
+        put(made, *(cell for column, cell in zip(columns, cells, strict=True) if column not in hidden))
     return made
 
 
@@ -177,7 +184,7 @@ def _accountings(report: MemoryReport) -> RenderableType:
 
 
 def _measured(report: MemoryReport) -> RenderableType:
-    titles = {step.name: step.title for step in report.steps}
+    titles = _short(report)
     made = table(
         "Predicted against measured on this machine, bytes",
         ("", "left"), ("", "left"), ("predicted", "right"), ("measured", "right"), ("difference", "right"),
@@ -196,10 +203,22 @@ def _measured(report: MemoryReport) -> RenderableType:
 
 
 def _largest_batch(report: MemoryReport) -> RenderableType:
-    titles = {step.name: step.title for step in report.steps}
+    titles = _short(report)
     budget = report.largest_batch[0].budget_bytes
     made = table(f"Largest batch whose live peak fits into {budget:,} B", ("", "left"), ("batch", "right"),
                  ("live peak", "right"))  # fmt: skip
     for row in report.largest_batch:
         put(made, titles[row.step], str(row.batch_size) if row.batch_size else "none", f"{row.live_peak_bytes:,}")
     return made
+
+
+def report_as_text(report: MemoryReport) -> str:
+    """What `medyate report` prints, without colour, 120 columns wide."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    console = Console(file=StringIO(), width=120, no_color=True, highlight=False)
+    for part in render_report(report):
+        console.print(part)
+    return str(console.file.getvalue())  # type: ignore[attr-defined]

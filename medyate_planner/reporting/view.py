@@ -36,6 +36,9 @@ class ReportedRegime(_Part):
     norm: str
     autocast: str | None
     accumulation: int
+    mode: Literal["eval", "train", "mixed"] = Field(
+        description="mode the model was handed in with (dropout and the like)"
+    )
     train: tuple[str, ...] = Field(
         description="patterns of the names of the parameters that are trained; none: those that require a gradient"
     )
@@ -187,6 +190,7 @@ class MemoryReport(_Part):
     accountings: tuple[ReportedAccounting, ...]
     measured: tuple[ReportedMeasurement, ...] = ()
     largest_batch: tuple[LargestBatch, ...] = ()
+    notes: tuple[str, ...] = Field(default=(), description="what a reader must know about these figures")
     capture_error: str | None = Field(
         default=None, description="why the model can not be captured: then `layers` is empty and no plan can be made"
     )
@@ -208,6 +212,18 @@ class MemoryReport(_Part):
     def agrees(self) -> bool:
         """Whether every measured figure is the predicted one (true where nothing was measured)."""
         return all(row.predicted_bytes == row.measured_bytes for row in self.measured)
+
+    def __str__(self) -> str:
+        """The report as `medyate report` prints it, 120 columns wide."""
+        from medyate_planner.reporting.report_text import report_as_text
+
+        return report_as_text(self)
+
+    def __repr__(self) -> str:
+        """One line; `print` shows the whole report."""
+        return (
+            f"<MemoryReport of {self.model.spec}, batch {self.batch_size}: {self.full.live_peak_bytes:,} B live peak>"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types, keys as in report.json."""

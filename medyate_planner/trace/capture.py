@@ -129,6 +129,9 @@ def trace(
         InputError: the example inputs have no common batch dimension.
         TraceError: torch.export can not capture the model; the text names the cause.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: expected a torch.nn.Module, got a {type(model).__name__}")
+    check_device(device)
     args, kwargs = _split_inputs(example_inputs)
     specs = input_specs(example_inputs)
     modes = [(module, module.training) for module in model.modules()]
@@ -196,6 +199,15 @@ def _export_elsewhere(
     return module
 
 
+def check_device(name: str) -> None:
+    """Raise `InputError` unless torch has this device here (a fake tensor on one that it lacks ends the process)."""
+    try:
+        torch.empty(1, device=name) if name != "meta" else None
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} is not available here ({cause[:120]}); choose cpu") from error
+
+
 def _split_inputs(example_inputs: ExampleInputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), {}
@@ -219,6 +231,8 @@ def input_specs(example_inputs: ExampleInputs) -> tuple[InputSpec, ...]:
         if not isinstance(batch, Tensor) or batch.dim() < 1:
             raise InputError(f"example input {name or 0}: expected a tensor with a batch dimension, got {batch!r}")
     sizes = {batch.shape[0] for _, batch in named}
+    if 0 in sizes:
+        raise InputError("example inputs: expected at least one sample, got an empty batch")
     if len(sizes) > 1:
         raise InputError(f"example inputs: expected one batch size, got {sorted(sizes)}; put the batch first")
     return tuple(

@@ -101,7 +101,7 @@ def test_json_is_a_report_of_the_named_model() -> None:
     data = _json()
     assert (data["kind"], data["model"]["spec"], data["batch_size"], data["dtype"]) == ("report", MODEL, 4, "float32")
     assert data["regime"] == {
-        "optimizer": "sgd", "norm": "frozen", "autocast": None, "accumulation": 1, "train": [],
+        "optimizer": "sgd", "norm": "frozen", "autocast": None, "accumulation": 1, "mode": "eval", "train": [],
     }  # fmt: skip
     jsonschema.validate(data, done("schema", "report").json, cls=jsonschema.Draft202012Validator)
     assert [step["name"] for step in data["steps"]] == ["inference", "full", "lean_full"]
