@@ -123,7 +123,8 @@ def dry_ordinary(
         shapes = ", ".join(str((batch_size, *spec.shape)) for spec in inputs)
         raise TraceError(
             f"{type(model).__name__} can not be run on tensors without values of shape {shapes}: {cause_of(error)}; "
-            "check the input shape, the type and the number of inputs, and make shapes and branches independent of the data"
+            "check the input shape, the type and the number of inputs, and make shapes and branches independent of the "
+            "data"
         ) from error
 
 
