@@ -11,6 +11,7 @@ import time
 
 START = time.perf_counter()
 
+import gc  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
@@ -42,6 +43,7 @@ def main() -> int:
     from medyate_planner.cli import main as medyate
 
     torch.set_num_threads(1)
+    gc.disable()  # as the console script does for brief commands
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         Path("llama-7b").mkdir()

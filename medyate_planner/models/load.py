@@ -79,7 +79,8 @@ def load_model(
         head_module = _replace_head(model, request) or head_module
         model.to(DTYPES[dtype])
         _to_channels_last(model, shape)
-        outputs = num_classes if num_classes is not None else count_outputs(model, shape)
+        counted = count_outputs(model, shape) if allocated and num_classes is None else None
+        outputs = counted if num_classes is None else num_classes
     return LoadedModel(
         model=model,
         spec=spec,
