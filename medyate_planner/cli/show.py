@@ -62,7 +62,7 @@ def _read_json(file: Path) -> Any:
     except RecursionError as error:
         raise InputError(f"{file}: nested too deeply to be one of our files") from error
     except json_format.JSONDecodeError as error:
-        raise InputError(f"{file}: not complete JSON (line {error.lineno}: {error.msg})") from error
+        raise InputError(f"{file}: not complete JSON (line {error.lineno}: {error.msg}); make it again") from error
 
 
 def _show_importance(file: Path, *, as_json: bool) -> int:

@@ -5,7 +5,17 @@ capture (torch.export) -> reader (shapes, storages, families) -> layers (distinc
 
 from __future__ import annotations
 
-from medyate_planner.trace.capture import ExampleInputs, InputSpec, Trace, input_specs, trace
+from medyate_planner.trace.capture import ExampleInputs, InputSpec, Trace, as_arguments, input_specs, trace
 from medyate_planner.trace.fake import fake_twin, lookup, storage_key
 
-__all__ = ["ExampleInputs", "InputSpec", "Trace", "fake_twin", "input_specs", "lookup", "storage_key", "trace"]
+__all__ = [
+    "ExampleInputs",
+    "InputSpec",
+    "Trace",
+    "as_arguments",
+    "fake_twin",
+    "input_specs",
+    "lookup",
+    "storage_key",
+    "trace",
+]

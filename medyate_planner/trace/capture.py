@@ -6,7 +6,7 @@ The captured FX module shares the model's parameters. Nothing of the model's siz
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from io import StringIO
@@ -100,11 +100,7 @@ class Trace:
 
     def examples(self, batch_size: int, seed: int = 0) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """Random positional and keyword inputs of the right shapes."""
-        batches = [(spec, spec.example(batch_size, self.device, seed)) for spec in self.inputs]
-        return (
-            tuple(batch for spec, batch in batches if spec.name is None),
-            {spec.name: batch for spec, batch in batches if spec.name is not None},
-        )
+        return as_arguments(self.inputs, lambda spec: spec.example(batch_size, self.device, seed))
 
 
 def trace(
@@ -197,6 +193,17 @@ def _export_elsewhere(
             if leaf in getattr(owner, table):
                 getattr(owner, table)[leaf] = tensor
     return module
+
+
+def as_arguments(
+    inputs: Sequence[InputSpec], make: Callable[[InputSpec], Tensor]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """A batch for each input, as positional and keyword arguments of the model."""
+    made = [(spec.name, make(spec)) for spec in inputs]
+    return (
+        tuple(batch for name, batch in made if name is None),
+        {name: batch for name, batch in made if name is not None},
+    )
 
 
 def check_device(name: str) -> None:

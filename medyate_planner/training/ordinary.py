@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from medyate_planner.errors import InputError, MedyateError, TraceError
 from medyate_planner.memory.channels import STATE_SLOTS
 from medyate_planner.memory.moments import Category, Timeline
-from medyate_planner.trace import InputSpec
+from medyate_planner.trace import InputSpec, as_arguments
 from medyate_planner.trace.failure import cause_of, quiet_torch
 from medyate_planner.trace.twin import fake_copy
 from medyate_planner.training.kept import KeptTracker
@@ -132,15 +132,8 @@ def fake_batch(
     inputs: tuple[InputSpec, ...], batch_size: int, device: str, mode: FakeTensorMode
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Fake batches of these shapes, in the memory format that real ones have."""
-    positional, named = [], {}
     with mode:
-        for spec in inputs:
-            batch = spec.empty(batch_size, device)
-            if spec.name is None:
-                positional.append(batch)
-            else:
-                named[spec.name] = batch
-    return tuple(positional), named
+        return as_arguments(inputs, lambda spec: spec.empty(batch_size, device))
 
 
 def run_ordinary(

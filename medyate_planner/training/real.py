@@ -15,7 +15,7 @@ from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
 from medyate_planner.memory.model import Updates
 from medyate_planner.memory.moments import Place
-from medyate_planner.trace import InputSpec, Trace
+from medyate_planner.trace import InputSpec, Trace, as_arguments
 from medyate_planner.training.allocator import allocator_peak_growth
 from medyate_planner.training.measure import LossFunction, StepMeasurement, measure_step
 from medyate_planner.training.ordinary import (
@@ -126,8 +126,7 @@ def check_real(model: nn.Module) -> None:
 
 def example_batch(inputs: tuple[InputSpec, ...], batch_size: int, device: str) -> Batch:
     """Random inputs of these shapes."""
-    batches = [(spec.name, spec.example(batch_size, device)) for spec in inputs]
-    return tuple(b for name, b in batches if name is None), {name: b for name, b in batches if name is not None}
+    return as_arguments(inputs, lambda spec: spec.example(batch_size, device))
 
 
 @contextmanager
