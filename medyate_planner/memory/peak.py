@@ -8,18 +8,16 @@ alive: whoever only passes views on is charged for both. Exact where nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from medyate_planner import families as f
-from medyate_planner.graph import Layer, ModelGraph, Op, TensorSpec
+from medyate_planner.graph import ModelGraph, Op
 from medyate_planner.memory.channels import INDEX_BYTES
 from medyate_planner.memory.model import MemoryModel, Updates
 from medyate_planner.memory.timeline import footprint, gradient_bytes, held_at
+from medyate_planner.memory.workspace import backward_workspace, forward_workspace
 
 _SMALL_BYTES = 256  # norms, clipping factors, the anchor: scalars
-_ROW_INDEX_BYTES = 8 * 4  # per weight row of a grouped layer: its int64 index and what that is computed from
-_MASKED = (f.RELU, f.CLAMP, f.LEAKY_RELU, f.HARD_SIGMOID, f.DROPOUT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +87,7 @@ class _Bound:
             for spec in op.outputs:
                 if self.graph.storages[spec.storage].kind == "activation":
                     live[spec.storage] = self.graph.storages[spec.storage].nbytes
-            space = op.workspace.forward_bytes
-            if op.name in self.active and op.family in f.LEAN:
-                space = max(space, _lean_forward(self.graph, op))
+            space = forward_workspace(self.graph, op, reached=op.name in self.active)
             largest = max(largest, sum(live.values()) + self.kept[position] + space)
             for number in [n for n in live if last_read.get(n, -1) <= position and n not in self.kept_storages]:
                 del live[number]
@@ -133,9 +129,9 @@ class _Bound:
         return largest
 
     def _own_backward(self, op: Op) -> int:
-        if op.family in f.LEAN:
-            return _lean_backward(self.graph, op, self.model.site_layer.get(op.name), self.channels)
-        return op.workspace.backward_bytes + op.output.nbytes
+        layer = self.model.site_layer.get(op.name)
+        updated = layer is not None and bool(self.channels.get(layer.name))
+        return backward_workspace(self.graph, op, layer, updated=updated)
 
     def _gradient_lives(self) -> tuple[dict[str, int], dict[str, int]]:
         """Positions, from high to low, between which the gradient of an operator's output is alive."""
@@ -177,41 +173,3 @@ def _last_reads(graph: ModelGraph) -> dict[int, int]:
 
 def _nbytes(graph: ModelGraph, name: str) -> int:
     return sum(spec.nbytes for spec in graph.op_by_name[name].outputs if spec.is_floating)
-
-
-def _input_spec(graph: ModelGraph, op: Op) -> TensorSpec:
-    return graph.values[op.operands[0]]
-
-
-def _lean_forward(graph: ModelGraph, op: Op) -> int:
-    """Workspace of a lean site's forward: packing, offsets, noise, a contiguous copy before channels are selected."""
-    spec = _input_spec(graph, op)
-    if op.family in _MASKED:
-        noise = 3 * spec.nbytes if op.family == f.DROPOUT else 0
-        return noise + (0 if spec.dtype in ("float32", "float64") else 12 * spec.numel)
-    if op.family == f.MAX_POOL:
-        return (2 * 8 + 1) * op.output.numel
-    return spec.nbytes if op.family == f.LINEAR else 0
-
-
-def _lean_backward(graph: ModelGraph, op: Op, layer: Layer | None, channels: Mapping[str, int]) -> int:
-    """Results and workspace of a lean site's backward, weight gradient excepted."""
-    spec, out = _input_spec(graph, op), op.output
-    if op.family in _MASKED:
-        by_numpy = spec.dtype in ("float32", "float64")  # elsewhere the bits are unpacked by operators that are seen
-        scaled = op.family in (f.HARD_SIGMOID, f.DROPOUT)
-        return (3 if scaled else 2) * spec.nbytes + (0 if by_numpy else 12 * spec.numel)
-    if op.family == f.BATCH_NORM:
-        return out.nbytes + 4 * 8 * out.shape[1]
-    if op.family == f.MAX_POOL:
-        return max(2 * 8 * out.numel, spec.nbytes + 2 * 8 * out.numel + out.nbytes)
-    if op.family in (f.AVG_POOL, f.ADAPTIVE_AVG_POOL):
-        return 2 * spec.nbytes + 2 * out.nbytes
-    if op.family == f.LINEAR:
-        return spec.nbytes + 2 * out.nbytes
-    if op.family == f.EMBEDDING:
-        return 2 * out.nbytes
-    rows = 0
-    if layer is not None and layer.groups > 1 and channels.get(layer.name):
-        rows = out.nbytes + _ROW_INDEX_BYTES * layer.out_channels
-    return max(spec.nbytes, rows) + (spec.nbytes if rows else 0)
