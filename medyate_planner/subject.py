@@ -12,7 +12,7 @@ from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
 from medyate_planner.losses import Loss, LossFunction, named_loss
 from medyate_planner.memory.model import MemoryModel, Updates
-from medyate_planner.memory.peak import LossCost, peak_bound
+from medyate_planner.memory.peak import PeakModel
 from medyate_planner.planning.plan import Plan
 from medyate_planner.trace import ExampleInputs, InputSpec, Trace, trace
 from medyate_planner.trace.layers import find_head
@@ -30,12 +30,11 @@ class Subject:
     graph: ModelGraph
     memory: MemoryModel
     loss: Loss
-    loss_cost: LossCost
     dropout: str = "off"
 
     def peak_bound_bytes(self, updates: Updates) -> int:
         """Closed form of the live peak of a step: never below it."""
-        return peak_bound(self.memory, updates, self.loss_cost)
+        return PeakModel(self.memory).bound(updates)
 
     def at_batch(self, batch_size: int) -> ModelGraph:
         """The graph at another batch size, as the loss sees it."""
@@ -109,10 +108,8 @@ def _subject(model: nn.Module, traced: Trace, graph: ModelGraph, loss: LossSpec,
     chosen = named_loss(loss)
     seen = view_loss(traced, graph, chosen.function, chosen.make_target)
     graph = reading(graph, seen.reads, traced.head_pattern)
-    memory = MemoryModel(graph, loss=seen.keeps)
-    return Subject(
-        model=model, traced=traced, graph=graph, memory=memory, loss=chosen, loss_cost=seen.cost, dropout=dropout
-    )  # fmt: skip
+    memory = MemoryModel(graph, loss=seen.keeps, loss_cost=seen.cost)
+    return Subject(model=model, traced=traced, graph=graph, memory=memory, loss=chosen, dropout=dropout)
 
 
 def batch_of(example_inputs: ExampleInputs) -> int:

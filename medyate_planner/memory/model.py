@@ -31,6 +31,16 @@ class Updates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LossCost:
+    """What the loss needs beside outputs and targets: the target's bytes, the most it has alive in forward (what it
+    keeps included) and in backward (the gradients of the outputs included)."""
+
+    target_bytes: int = 0
+    forward_bytes: int = 0
+    backward_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One operator that may lie in the reach: what it keeps for the gradient to each of its sources, and what its
     layer keeps when its weight is updated (`own`), beside the selected channels."""
@@ -45,9 +55,12 @@ class Step:
 class MemoryModel:
     """Costs of a `ModelGraph`, worked out once."""
 
-    def __init__(self, graph: ModelGraph, *, loss: tuple[Keep, ...] = ()) -> None:
+    def __init__(
+        self, graph: ModelGraph, *, loss: tuple[Keep, ...] = (), loss_cost: LossCost = LossCost()
+    ) -> None:
         self.graph = graph
         self.loss = loss
+        self.loss_cost = loss_cost
 
     @cached_property
     def site_layer(self) -> Mapping[str, Layer]:

@@ -4,158 +4,301 @@ Forward: at each operator live what came before and is still to be read, what is
 Backward: at each operator what is still kept, the gradients that wait for their operators, its own results and
 workspace, and the weight gradients. A gradient may be a view of the one it was computed from, which it then keeps
 alive: whoever only passes views on is charged for both. Exact where nothing is shared, above the truth elsewhere.
+
+`PeakModel` lists these moments once, as terms that hold if an operator is active or a layer updated; `bound` evaluates
+them in integers, the planner's formulation turns the same list into constraints.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from medyate_planner import families as f
 from medyate_planner.graph import ModelGraph, Op
 from medyate_planner.memory.channels import INDEX_BYTES
 from medyate_planner.memory.model import MemoryModel, Updates
-from medyate_planner.memory.timeline import footprint, gradient_bytes, held_at
+from medyate_planner.memory.rules import Keep
+from medyate_planner.memory.timeline import gradient_bytes, held_at
 from medyate_planner.memory.workspace import backward_workspace, forward_workspace
 
 _SMALL_BYTES = 256  # norms, clipping factors, the anchor: scalars
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LossCost:
-    """What the loss needs beside outputs and targets: the target's bytes, the most it has alive in forward (what it
-    keeps included) and in backward (the gradients of the outputs included)."""
+class ForwardMoment:
+    """One operator's forward: `live_bytes` are alive whatever is trained, `reached_bytes` more if it is active.
 
-    target_bytes: int
-    forward_bytes: int
-    backward_bytes: int
+    `retired` are the storages read for the last time before it: alive only if they are kept.
+    """
+
+    position: int
+    op: str
+    live_bytes: int
+    reached_bytes: int
+    retired: tuple[int, ...]
 
 
-def peak_bound(model: MemoryModel, updates: Updates, loss: LossCost) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """Bytes that are alive if any of these operators is active."""
+
+    nbytes: int
+    if_active: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackwardMoment:
+    """One active operator's backward, beside what is kept and the weight gradients.
+
+    All of `waiting` (gradients made and not yet used up), and the larger of `results` (the gradients it makes) and
+    its own workspace, `own_bytes`, with `updated_bytes` more if channels of its layer are trained.
+    """
+
+    position: int
+    op: str
+    waiting: tuple[Term, ...]
+    results: tuple[Term, ...]
+    own_bytes: int
+    updated_bytes: int
+
+
+def peak_bound(model: MemoryModel, updates: Updates) -> int:
     """A number of bytes that the live peak of a step in mode `fused` does not exceed, weights and inputs included."""
-    bound = _Bound(model, updates, loss)
-    return bound.resident_bytes + max(bound.forward_bytes(), bound.loss_bytes(), bound.backward_bytes())
+    return PeakModel(model).bound(updates)
 
 
-class _Bound:
-    def __init__(self, model: MemoryModel, updates: Updates, loss: LossCost) -> None:
-        self.model, self.updates, self.loss = model, updates, loss
-        self.graph = model.graph
-        self.active = model.active(updates)
-        self.channels = model.channels(updates)
-        self.kept, self.kept_storages = self._kept()
+class PeakModel:
+    """The moments of a step that can be its live peak."""
+
+    def __init__(self, memory: MemoryModel) -> None:
+        self.memory = memory
+        self.graph: ModelGraph = memory.graph
+        self.loss = memory.loss_cost
+
+    def bound(self, updates: Updates) -> int:
+        """Live peak of a step, in bytes: never below the true one."""
+        return _Evaluation(self, updates).peak_bytes()
 
     @property
-    def resident_bytes(self) -> int:
-        graph = self.graph
-        inputs = {graph.values[name].storage for name in graph.inputs}
-        indices = INDEX_BYTES * sum(n for name, n in self.channels.items() if name not in self.updates.full)
-        held = sum(graph.storages[number].nbytes for number in inputs)
-        return graph.parameter_bytes + graph.buffer_bytes + held + self.loss.target_bytes + indices + _SMALL_BYTES
+    def weight_bytes(self) -> int:
+        """Parameters and buffers, which need no RAM where they are executed from flash."""
+        return self.graph.parameter_bytes + self.graph.buffer_bytes
 
-    def _kept(self) -> tuple[list[int], dict[int, int]]:
-        """Per position the bytes kept up to there that are not a value's storage, and from where a storage is kept."""
-        fresh = [0] * len(self.graph.ops)
-        storages: dict[int, int] = {}
+    @cached_property
+    def resident_bytes(self) -> int:
+        """What is there all the time, selection indices excepted: weights, inputs, targets."""
+        inputs = {self.graph.values[name].storage for name in self.graph.inputs}
+        held = sum(self.graph.storages[number].nbytes for number in inputs)
+        return self.weight_bytes + held + self.loss.target_bytes + _SMALL_BYTES
+
+    def kept_storage(self, keep: Keep) -> int | None:
+        """Number of the activation that a keep is, None where it is something of its own (or resident: an input)."""
+        return int(keep.key.removeprefix("storage/")) if keep.key.startswith("storage/") else None
+
+    def is_activation(self, number: int) -> bool:
+        return self.graph.storages[number].kind == "activation"
+
+    @cached_property
+    def output_storages(self) -> frozenset[int]:
+        """Storages of the outputs, which the loss reads."""
+        outputs = [op for op in self.graph.ops if op.name in self.graph.outputs]
+        return frozenset(spec.storage for op in outputs for spec in op.outputs)
+
+    @cached_property
+    def forward(self) -> tuple[ForwardMoment, ...]:
+        """One moment for every operator, in execution order."""
+        graph, last_read = self.graph, _last_reads(self.graph)
+        live: dict[int, int] = {}
+        retired: list[int] = []
+        moments = []
+        for position, op in enumerate(graph.ops):
+            for spec in op.outputs:
+                if self.is_activation(spec.storage):
+                    live[spec.storage] = graph.storages[spec.storage].nbytes
+                    if spec.storage in retired:
+                        retired.remove(spec.storage)
+            space = forward_workspace(graph, op, reached=False)
+            moments.append(
+                ForwardMoment(
+                    position=position,
+                    op=op.name,
+                    live_bytes=sum(live.values()) + space,
+                    reached_bytes=forward_workspace(graph, op, reached=True) - space,
+                    retired=tuple(retired),
+                )
+            )
+            retired = [n for n in live if last_read.get(n, -1) <= position]
+            for number in retired:
+                del live[number]
+        return tuple(moments)
+
+    @cached_property
+    def backward(self) -> tuple[BackwardMoment, ...]:
+        """One moment for every operator upstream of an output, in execution order (backward runs through them from
+        the end)."""
+        alive = self._alive_gradients()
+        moments = []
+        for step in self.memory.steps:
+            op, position = step.op, step.position
+            waiting = [Term(nbytes=_nbytes(self.graph, name), if_active=who) for name, who in alive[position]]
+            sources = [s for s in op.sources if s in self._consumers]
+            # a sum that waits for this operator's part is replaced by a new one
+            summed = [s for s in sources if self._starts[s] > position]
+            own = backward_workspace(self.graph, op, step.layer, updated=False)
+            moments.append(
+                BackwardMoment(
+                    position=position,
+                    op=op.name,
+                    waiting=tuple(t for t in [*waiting, *map(self._result, summed)] if t.nbytes),
+                    results=tuple(t for t in map(self._result, sources) if t.nbytes),
+                    own_bytes=own,
+                    updated_bytes=backward_workspace(self.graph, op, step.layer, updated=True) - own,
+                )
+            )
+        return tuple(moments)
+
+    def _result(self, source: str) -> Term:
+        return Term(nbytes=_nbytes(self.graph, source), if_active=frozenset({source}))
+
+    @cached_property
+    def _consumers(self) -> Mapping[str, list[int]]:
+        """Positions of the operators that a gradient can come back from, by the operator it comes to."""
+        found: dict[str, list[int]] = {step.op.name: [] for step in self.memory.steps}
+        for step in self.memory.steps:
+            for source in step.op.sources:
+                if source in found:
+                    found[source].append(step.position)
+        return found
+
+    @cached_property
+    def _starts(self) -> Mapping[str, int]:
+        """From which position (backward: from high to low) the gradient of an operator's output is alive."""
+        end = len(self.graph.ops)
+        return {
+            name: max([*positions, *([end] if name in self.graph.outputs else [])], default=self.graph.position[name])
+            for name, positions in self._consumers.items()
+        }
+
+    def _alive_gradients(self) -> Mapping[int, list[tuple[str, frozenset[str]]]]:
+        """At each position the operators whose output's gradient is alive, each with whose activity keeps it so."""
+        alive: dict[int, list[tuple[str, frozenset[str]]]] = {step.position: [] for step in self.memory.steps}
+        for name, start in self._starts.items():
+            for position in range(min(start, len(self.graph.ops) - 1), -1, -1):
+                who = self._held_by(name, position)
+                if not who:
+                    break
+                if position in alive:
+                    alive[position].append((name, who))
+        return alive
+
+    def _held_by(self, name: str, position: int) -> frozenset[str]:
+        """The operators of which one must be active for the gradient of `name` to be alive at `position`.
+
+        Its own backward ends its life, unless it may have passed it on as a view.
+        """
+        op = self.graph.op_by_name[name]
+        if position >= self.graph.position[name]:
+            return frozenset({name})
+        if op.family != f.KEEPS_NOTHING:
+            return frozenset()
+        found: frozenset[str] = frozenset()
+        for source in op.sources:
+            positions = self._consumers.get(source)
+            if positions and len(positions) == 1:
+                found |= self._held_by(source, position)
+            elif positions and position >= min(positions):
+                found |= {source}
+        return found
+
+
+class _Evaluation:
+    """The moments for given updates."""
+
+    def __init__(self, model: PeakModel, updates: Updates) -> None:
+        self.model, self.memory, self.updates = model, model.memory, updates
+        self.graph = model.graph
+        self.active = self.memory.active(updates)
+        self.channels = self.memory.channels(updates)
+        self.fresh: list[int] = []
+        self.stored: list[int] = []
+        self.storages: set[int] = set()
+        self._keep()
+
+    def peak_bytes(self) -> int:
+        indices = INDEX_BYTES * sum(n for name, n in self.channels.items() if name not in self.updates.full)
+        largest = max((*self._forward(), *self._loss(), *self._backward()), default=0)
+        return self.model.resident_bytes + indices + largest
+
+    def _keep(self) -> None:
+        """Bytes kept up to each position: activations' storages, and whatever else is not resident."""
+        fresh, stored = [0] * len(self.graph.ops), [0] * len(self.graph.ops)
         seen: set[str] = set()
-        for step in self.model.steps:
+        for step in self.memory.steps:
             for keep in held_at(step, self.active, self.channels):
                 if keep.key in seen:
                     continue
                 seen.add(keep.key)
-                if keep.key.startswith("storage/"):
-                    number = int(keep.key.removeprefix("storage/"))
-                    if self.graph.storages[number].kind == "activation":  # inputs are resident
-                        storages[number] = step.position
-                else:
+                number = self.model.kept_storage(keep)
+                if number is None:
                     fresh[step.position] += keep.nbytes
+                elif self.model.is_activation(number):
+                    self.storages.add(number)
+                    stored[step.position] += keep.nbytes
             if step.layer is not None and self.channels.get(step.layer.name):
                 site = step.layer.sites.index(step.op.name)
-                cost = self.model.costs[step.layer.name].site_saved_bytes[site]
+                cost = self.memory.costs[step.layer.name].site_saved_bytes[site]
                 fresh[step.position] += cost * self.channels[step.layer.name]
-        total, sums = 0, []
-        for amount in fresh:
-            total += amount
-            sums.append(total)
-        return sums, storages
+        self.fresh, self.stored = _running_sum(fresh), _running_sum(stored)
 
-    def forward_bytes(self) -> int:
-        """The largest moment of forward, without what is resident."""
-        last_read = _last_reads(self.graph)
-        live: dict[int, int] = {}
-        largest = 0
-        for position, op in enumerate(self.graph.ops):
-            for spec in op.outputs:
-                if self.graph.storages[spec.storage].kind == "activation":
-                    live[spec.storage] = self.graph.storages[spec.storage].nbytes
-            space = forward_workspace(self.graph, op, reached=op.name in self.active)
-            largest = max(largest, sum(live.values()) + self.kept[position] + space)
-            for number in [n for n in live if last_read.get(n, -1) <= position and n not in self.kept_storages]:
-                del live[number]
-        return largest
+    def _forward(self) -> Iterator[int]:
+        retired = 0
+        for moment in self.model.forward:
+            retired += sum(self.graph.storages[n].nbytes for n in moment.retired if n in self.storages)
+            extra = moment.reached_bytes if moment.op in self.active else 0
+            yield moment.live_bytes + extra + retired + self.fresh[moment.position]
 
-    def loss_bytes(self) -> int:
-        """The loss, with the outputs it reads."""
-        outputs = {spec.storage for name in self.graph.outputs for spec in self.graph.op_by_name[name].outputs}
-        held = sum(self.graph.storages[number].nbytes for number in outputs | set(self.kept_storages))
-        return held + (self.kept[-1] if self.kept else 0) + self.loss.forward_bytes
+    def _loss(self) -> Iterator[int]:
+        """The loss, with the outputs it reads; and its own backward, when nothing of the model's has been released."""
+        if not self.fresh:
+            return
+        loss = self.model.loss
+        held = sum(self.graph.storages[n].nbytes for n in self.model.output_storages | self.storages)
+        yield held + self.fresh[-1] + loss.forward_bytes
+        yield self.fresh[-1] + self.stored[-1] + loss.forward_bytes + loss.backward_bytes
 
-    def backward_bytes(self) -> int:
-        """The largest moment of backward, without what is resident."""
-        graph, active = self.graph, self.active
-        kept_at = {m.at: m for m in footprint(self.model, self.updates).moments}
-        start, end = self._gradient_lives()
+    def _backward(self) -> Iterator[int]:
         weights = {
-            name: gradient_bytes(self.model, name, self.channels.get(name, 0), self.updates)
+            name: gradient_bytes(self.memory, name, self.channels.get(name, 0), self.updates)
             for name in self.updates.layers
         }
-        # The loss's own backward, when nothing of the model's has been released.
-        largest = kept_at["loss"].kept_bytes + self.loss.forward_bytes + self.loss.backward_bytes
-        for position, op in enumerate(graph.ops):
-            if op.name not in active:
+        for moment in self.model.backward:
+            if moment.op not in self.active:
                 continue
-            kept = self.kept[position] + sum(
-                graph.storages[n].nbytes for n, since in self.kept_storages.items() if since <= position
+            layer = self.memory.site_layer.get(moment.op)
+            updated = layer is not None and bool(self.channels.get(layer.name))
+            own = moment.own_bytes + (moment.updated_bytes if updated else 0)
+            copies = self.memory.gradient_copies(moment.position)
+            yield (
+                self.fresh[moment.position]
+                + self.stored[moment.position]
+                + self._sum(moment.waiting)
+                + max(self._sum(moment.results), own)
+                + sum(weights[name] * count for name, count in copies.items() if name in weights)
+                + self.model.loss.backward_bytes
             )
-            waiting = sum(_nbytes(graph, name) for name in active if end[name] <= position <= start[name])
-            below = sum(_nbytes(graph, source) for source in op.sources if source in active)
-            copies = self.model.gradient_copies(position)
-            updated = sum(weights[name] * count for name, count in copies.items() if name in weights)
-            # a sum that waits for this operator's part is replaced by a new one
-            summed = sum(_nbytes(graph, s) for s in op.sources if s in active and start.get(s, position) > position)
-            largest = max(
-                largest,
-                kept + waiting + max(below, self._own_backward(op)) + summed + updated + self.loss.backward_bytes,
-            )
-        return largest
 
-    def _own_backward(self, op: Op) -> int:
-        layer = self.model.site_layer.get(op.name)
-        updated = layer is not None and bool(self.channels.get(layer.name))
-        return backward_workspace(self.graph, op, layer, updated=updated)
+    def _sum(self, terms: tuple[Term, ...]) -> int:
+        return sum(term.nbytes for term in terms if not term.if_active.isdisjoint(self.active))
 
-    def _gradient_lives(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Positions, from high to low, between which the gradient of an operator's output is alive."""
-        graph, active = self.graph, self.active
-        consumers: dict[str, list[int]] = {name: [] for name in active}
-        for position, op in enumerate(graph.ops):
-            if op.name in active:
-                for source in op.sources:
-                    if source in active:
-                        consumers[source].append(position)
-        start: dict[str, int] = {}
-        end: dict[str, int] = {}
-        for position, op in enumerate(graph.ops):  # sources come first
-            if op.name not in active:
-                continue
-            whole = [*consumers[op.name], *([len(graph.ops)] if op.name in graph.outputs else [])]
-            start[op.name] = max(whole, default=position)
-            end[op.name] = position
-            if op.family == f.KEEPS_NOTHING:  # its gradient may be passed on as a view
-                for source in op.sources:
-                    if source in active:
-                        alone = len(consumers[source]) == 1
-                        end[op.name] = min(end[op.name], end[source] if alone else min(consumers[source]))
-        return start, end
+
+def _running_sum(amounts: list[int]) -> list[int]:
+    total, sums = 0, []
+    for amount in amounts:
+        total += amount
+        sums.append(total)
+    return sums
 
 
 def _last_reads(graph: ModelGraph) -> dict[int, int]:
@@ -172,4 +315,5 @@ def _last_reads(graph: ModelGraph) -> dict[int, int]:
 
 
 def _nbytes(graph: ModelGraph, name: str) -> int:
-    return sum(spec.nbytes for spec in graph.op_by_name[name].outputs if spec.is_floating)
+    op: Op = graph.op_by_name[name]
+    return sum(spec.nbytes for spec in op.outputs if spec.is_floating)

@@ -13,9 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
-from medyate_planner.memory.model import Updates
+from medyate_planner.memory.model import LossCost, Updates
 from medyate_planner.memory.moments import Category, Place
-from medyate_planner.memory.peak import LossCost
 from medyate_planner.memory.rules import Keep
 from medyate_planner.trace import Trace, storage_key
 from medyate_planner.trace.twin import Twins
