@@ -12,11 +12,13 @@ from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
 from medyate_planner.importance.energy import Importance, from_weights
 from medyate_planner.importance.gradients import probe
+from medyate_planner.importance.metrics import channel_scores
 from medyate_planner.memory.model import Updates
 from medyate_planner.memory.timeline import footprint
 from medyate_planner.planfile import plan_from
 from medyate_planner.planning.plan import ImportanceRef, Plan, Sampling
 from medyate_planner.planning.request import PlanRequest
+from medyate_planner.planning.sampling import draw
 from medyate_planner.planning.strategies import STRATEGIES
 from medyate_planner.reporting.verification import Verification, compare
 from medyate_planner.subject import LossSpec, Subject, as_subject, subject_for, traced_for
@@ -25,7 +27,6 @@ from medyate_planner.training.dryrun import dry_run
 from medyate_planner.training.loop import Batches, Epoch, Recipe, fit, invoke, to_model
 from medyate_planner.training.measure import measure_step
 from medyate_planner.training.run import load_weights
-from medyate_planner.training.sampling import draw
 from medyate_planner.training.session import Session
 from medyate_planner.units import parse_bytes
 
@@ -141,12 +142,12 @@ def plan(
         example_inputs: One batch, needed for a module; its batch size is what is planned for.
         budget: Bytes, or a text such as "512kB".
         importance: From `rank`; without it, mean squared weight per channel (the plan says so).
-        strategy: optimal, head-only or full.
+        strategy: A name of `medyate_planner.planning.strategies.STRATEGIES`.
         update: "fused".
         sampling: How channels are redrawn.
         model_facts: How to build the model again (spec, weights, num_classes, input_shape), for the file.
         importance_file: Name and hash of the importance file.
-        request: Further keys of `PlanRequest`: scope, objective, curve, max_layers, granularity, ...
+        request: Further keys of `PlanRequest`: scope, objective, curve, max_layers, granularity, settings, ...
         options: As `subject_of`.
 
     Raises:
@@ -188,31 +189,40 @@ def open_session(subject: Subject, plan: Plan, importance: Importance | None = N
 
 
 def _session(model: nn.Module, traced: Trace, graph: ModelGraph, plan: Plan, importance: Importance | None) -> Session:
-    sampling = plan.sampling
-    layers = [layer for layer in plan.layers if not layer.head]
-
-    def planned_draw(interval: int) -> dict[str, list[int]]:
-        return {
-            layer.name: draw(
-                sampling.method,
-                layer=layer.name,
-                channels=layer.channels,
-                quota=layer.quota,
-                seed=sampling.seed,
-                interval=interval,
-                importance=None if importance is None else list(importance.energy[layer.name] ** 0.5),
-                alpha=sampling.alpha,
-            )
-            for layer in layers
-        }
-
-    session = Session(model, traced, graph, plan.updates(), planned_draw)
+    session = Session(model, traced, graph, plan.updates(), planned_draws(plan, importance))
     try:
         session.resample(0)
     except BaseException:
         session.finish()
         raise
     return session
+
+
+def planned_draws(plan: Plan, importance: Importance | None = None) -> Callable[[int], dict[str, list[int]]]:
+    """The channels a plan trains in an interval, by layer: a pure function of the plan and the importance."""
+    sampling = plan.sampling
+    channels = {layer.name: layer.channels for layer in plan.layers}
+
+    def drawn(interval: int) -> dict[str, list[int]]:
+        if sampling.channels is not None:
+            return {name: list(chosen) for name, chosen in sampling.channels.items()}
+        return {
+            name: draw(
+                sampling.method,
+                layer=name,
+                channels=channels[name],
+                quota=quota,
+                seed=sampling.seed,
+                interval=interval,
+                importance=None
+                if importance is None
+                else list(channel_scores(importance, name, sampling.metric, cost_per_channel=1)),
+                alpha=sampling.alpha,
+            )
+            for name, quota in plan.quotas(interval).items()
+        }
+
+    return drawn
 
 
 def verify(model: nn.Module | Subject, plan: Plan, *, loss: LossSpec | None = None, seed: int = 0) -> Verification:
@@ -229,7 +239,7 @@ def verify(model: nn.Module | Subject, plan: Plan, *, loss: LossSpec | None = No
     args, kwargs = to_model(subject.model, args), to_model(subject.model, kwargs)
     neutral = (
         None
-        if plan.sampling.method in ("uniform", "static")
+        if plan.sampling.method in ("uniform", "static", "fixed")
         else from_weights(subject.graph, dict(subject.model.named_parameters(remove_duplicate=False)))
     )
     try:
@@ -242,7 +252,9 @@ def verify(model: nn.Module | Subject, plan: Plan, *, loss: LossSpec | None = No
         with torch.no_grad():
             for parameter, original in zip(trained, before, strict=True):
                 parameter.copy_(original)
-    return compare(plan, figures, certified, measured)
+    in_flash = plan.weights_in == "flash"
+    weights = subject.graph.parameter_bytes + subject.graph.buffer_bytes if in_flash else 0
+    return compare(plan, figures, certified, measured, weight_bytes=weights)
 
 
 def train(

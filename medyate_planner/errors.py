@@ -78,21 +78,41 @@ class InterruptedByUser(MedyateError):
     exit_code = 130
 
 
+class ContradictionError(InputError):
+    """Demands on a plan that no budget could meet together. `demands` is the smallest such set, in words."""
+
+    def __init__(self, demands: tuple[str, ...]) -> None:
+        together = " and ".join(demands)
+        super().__init__(
+            f"no plan can meet {together} together, whatever the budget; drop one of them", demands=list(demands)
+        )
+        self.demands = demands
+
+
 class InfeasibleBudgetError(MedyateError):
-    """No plan fits the budget. `minimum_bytes` is the smallest budget that can be met."""
+    """No plan fits the budget. `minimum_bytes` is the smallest budget that can be met.
+
+    `demands` is the smallest set of demands that contradict each other, the budget among them, in words.
+    """
 
     exit_code = 3
 
-    def __init__(self, *, budget_bytes: int, minimum_bytes: int, scope: str, spent_on: str) -> None:
+    def __init__(
+        self, *, budget_bytes: int, minimum_bytes: int, scope: str, spent_on: str, demands: tuple[str, ...] = ()
+    ) -> None:
+        others = " and ".join(d for d in demands if not d.startswith("--budget"))
+        instead = f", or drop {others}" if others else ""
         super().__init__(
             f"budget {budget_bytes:,} B (scope {scope}) can not be met: the smallest possible one is "
-            f"{minimum_bytes:,} B ({spent_on}); pass --budget {minimum_bytes}B or more",
+            f"{minimum_bytes:,} B ({spent_on}); pass --budget {minimum_bytes}B or more{instead}",
             budget_bytes=budget_bytes,
             minimum_bytes=minimum_bytes,
             scope=scope,
             spent_on=spent_on,
+            demands=list(demands),
         )
         self.budget_bytes = budget_bytes
         self.minimum_bytes = minimum_bytes
         self.scope = scope
         self.spent_on = spent_on
+        self.demands = demands

@@ -30,6 +30,9 @@ PRODUCT = "product"  # keeps the other operand
 LAYER_NORM = "layer_norm"
 GROUP_NORM = "group_norm"
 
+# Norms, by operator: the place of the scale among the arguments. A bias stands behind it.
+NORM_SCALES: Mapping[str, int] = {"batch_norm": 1, "layer_norm": 2, "group_norm": 2, "rms_norm": 2}
+
 # Families whose PyTorch form keeps more than the gradient needs: the executor replaces them.
 WEIGHTED = frozenset({CONV, CONV_TRANSPOSE, LINEAR, EMBEDDING})  # the weights of these are layers
 LEAN = WEIGHTED | {

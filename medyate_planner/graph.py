@@ -17,7 +17,7 @@ from typing import Any, Literal
 import networkx as nx
 
 StorageKind = Literal["input", "parameter", "buffer", "activation"]
-LayerKind = Literal["conv", "depthwise", "grouped", "transposed", "linear", "embedding"]
+LayerKind = Literal["conv", "depthwise", "grouped", "transposed", "linear", "embedding", "norm"]
 Scalar = int | float | bool | str | None
 Attribute = Scalar | tuple[int, ...]
 
@@ -93,7 +93,8 @@ class Op:
 
     `operands` are the tensors it reads, in argument order, without weight and bias; `sources` are those of them
     through which a gradient can flow. `measured` gives, for an operator without a rule, what PyTorch keeps for
-    the gradient to each source (same order).
+    the gradient to each source (same order). `weight` and `bias` are those of a layer; a norm's parameters are its
+    `scale` and `shift`.
     """
 
     name: str
@@ -107,6 +108,8 @@ class Op:
     measured: tuple[tuple[MeasuredKeep, ...], ...] | None = None
     weight: str | None = None
     bias: str | None = None
+    scale: str | None = None
+    shift: str | None = None
     module_path: str = ""
     source_line: str = ""
     workspace: Workspace = Workspace(forward_bytes=0, backward_bytes=0)
@@ -119,6 +122,8 @@ class Op:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """A distinct weight that may be updated, by input channels, and the operators that use it (`sites`).
+
+    Of a norm the weight is its scale, `(C,)`, and a channel one element of it.
 
     `trainable` is False where the user had frozen it (requires_grad) when the model was traced.
     """
@@ -136,14 +141,14 @@ class Layer:
     @property
     def channels(self) -> int:
         """Number of input channels (of an embedding: feature dimensions): the unit of selection."""
-        if self.kind == "transposed":
+        if self.kind in ("transposed", "norm"):
             return self.weight_shape[0]
         return self.weight_shape[1] * self.groups
 
     @property
     def channel_axis(self) -> int:
         """Axis of the weight that runs over channels (grouped weights: over the rows that channels own)."""
-        return 0 if self.kind in ("depthwise", "transposed") else 1
+        return 0 if self.kind in ("depthwise", "transposed", "norm") else 1
 
     @property
     def out_channels(self) -> int:
@@ -165,7 +170,10 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelGraph:
-    """A model as operators in execution order, at one batch size."""
+    """A model as operators in execution order, at one batch size.
+
+    `layers` are what reports and schemes count; the affine scales of norms stand beside them, in `norms`.
+    """
 
     batch_size: int
     ops: tuple[Op, ...]
@@ -177,6 +185,7 @@ class ModelGraph:
     head: tuple[str, ...]
     parameters: Mapping[str, tuple[tuple[int, ...], str]]
     buffer_bytes: int = 0
+    norms: tuple[Layer, ...] = ()
 
     @cached_property
     def op_by_name(self) -> Mapping[str, Op]:
@@ -189,7 +198,13 @@ class ModelGraph:
 
     @cached_property
     def layer_by_name(self) -> Mapping[str, Layer]:
-        return {layer.name: layer for layer in self.layers}
+        """Layers and norms by name."""
+        return {layer.name: layer for layer in self.units}
+
+    @cached_property
+    def units(self) -> tuple[Layer, ...]:
+        """All that can be updated by channels: layers and norms, in order of first use."""
+        return tuple(sorted((*self.layers, *self.norms), key=lambda layer: self.position[layer.sites[0]]))
 
     @cached_property
     def flow(self) -> nx.DiGraph:
@@ -246,6 +261,7 @@ class ModelGraph:
             "batch_size": self.batch_size,
             "ops": [asdict(op) for op in self.ops],
             "layers": [asdict(layer) for layer in self.layers],
+            "norms": [asdict(norm) for norm in self.norms],
             "values": {name: asdict(spec) for name, spec in self.values.items()},
             "storages": {str(key): asdict(storage) for key, storage in self.storages.items()},
             "inputs": list(self.inputs),
@@ -261,10 +277,8 @@ class ModelGraph:
         return cls(
             batch_size=data["batch_size"],
             ops=tuple(_op_from_dict(op) for op in data["ops"]),
-            layers=tuple(
-                Layer(**{**layer, "weight_shape": tuple(layer["weight_shape"]), "sites": tuple(layer["sites"])})
-                for layer in data["layers"]
-            ),
+            layers=tuple(_layer_from_dict(layer) for layer in data["layers"]),
+            norms=tuple(_layer_from_dict(norm) for norm in data.get("norms", ())),
             values={name: _spec_from_dict(spec) for name, spec in data["values"].items()},
             storages={int(key): Storage(**storage) for key, storage in data["storages"].items()},
             inputs=tuple(data["inputs"]),
@@ -281,6 +295,10 @@ def _jsonable(attributes: Mapping[str, Attribute]) -> dict[str, Any]:
 
 def _spec_from_dict(data: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(shape=tuple(data["shape"]), dtype=data["dtype"], storage=data["storage"])
+
+
+def _layer_from_dict(data: Mapping[str, Any]) -> Layer:
+    return Layer(**{**data, "weight_shape": tuple(data["weight_shape"]), "sites": tuple(data["sites"])})
 
 
 def _op_from_dict(data: Mapping[str, Any]) -> Op:

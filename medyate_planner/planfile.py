@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from medyate_planner.errors import CertificationError
-from medyate_planner.graph import ModelGraph
+from medyate_planner.graph import Layer, ModelGraph
+from medyate_planner.memory.accounting import sparse_update_bytes
 from medyate_planner.memory.model import Updates
 from medyate_planner.memory.timeline import Footprint, footprint
+from medyate_planner.planning.decision import Decision
 from medyate_planner.planning.plan import (
     ImportanceRef,
     ModelInput,
@@ -18,7 +20,7 @@ from medyate_planner.planning.plan import (
     Predicted,
     Sampling,
 )
-from medyate_planner.planning.request import Decision, PlanRequest
+from medyate_planner.planning.request import PlanRequest
 from medyate_planner.subject import Subject
 from medyate_planner.training.dryrun import dry_run
 from medyate_planner.training.measure import StepMeasurement
@@ -32,10 +34,12 @@ def plan_from(
     model_facts: Mapping[str, Any],
     reference: ImportanceRef,
 ) -> Plan:
-    graph, updates = subject.graph, decision.updates
-    figures = footprint(subject.memory, updates)
-    certified = dry_run(subject.traced, graph, updates, subject.loss.function, subject.loss.make_target)
-    _certify(figures, certified)
+    """The plan of a decision, certified: every draw's figures in closed form equal those of a dry run.
+
+    Raises:
+        CertificationError: they do not.
+    """
+    graph = subject.graph
     inputs = tuple(
         ModelInput.model_validate(
             {"shape": s.shape, "dtype": s.dtype, "name": s.name, "channels_last": s.channels_last}
@@ -57,19 +61,23 @@ def plan_from(
         loss_outputs=graph.outputs,
         dropout="keep" if subject.dropout == "keep" else "off",
         budget_bytes=asked.budget_bytes,
-        scope="update" if asked.scope == "update" else "training",
+        scope=asked.scope,  # type: ignore[arg-type]
+        margin_ratio=asked.margin_ratio,
+        weights_in=asked.weights_in,  # type: ignore[arg-type]
         strategy=decision.strategy,
         objective_name=asked.objective,
         curve=asked.curve,
+        metric=asked.metric,  # type: ignore[arg-type]
+        max_flops=asked.max_flops,
         status="optimal" if decision.status == "optimal" else "feasible",
         gap_ratio=decision.gap_ratio,
-        objective=asked.value(updates),
+        objective=asked.value(decision.updates),
         objective_bound=decision.bound,
         interpolation_loss=decision.facts.get("interpolation_loss", 0.0),
-        predicted=_predicted(figures, certified.live_peak_bytes or 0),
-        layers=_planned_layers(graph, updates),
-        biases=tuple(layer.name for layer in graph.layers if layer.name in updates.biases),
-        sampling=sampling,
+        predicted=_predicted(subject, asked, decision),
+        layers=_planned_layers(graph, decision),
+        biases=tuple(unit.name for unit in graph.units if unit.name in decision.updates.biases),
+        sampling=Sampling.model_validate({**sampling.model_dump(), **decision.sampling}),
         importance=reference,
     )
 
@@ -87,31 +95,62 @@ def _certify(figures: Footprint, certified: StepMeasurement) -> None:
             )
 
 
-def _planned_layers(graph: ModelGraph, updates: Updates) -> tuple[PlannedLayer, ...]:
+def _planned_layers(graph: ModelGraph, decision: Decision) -> tuple[PlannedLayer, ...]:
+    """Layers in forward order; the quota of a layer that is drawn anew each interval is null."""
+    pool = set(decision.sampling.get("pool") or ())
+    updates = decision.updates
     return tuple(
         PlannedLayer(
-            name=layer.name,
-            kind=layer.kind,
-            channels=layer.channels,
-            quota=layer.channels if layer.name in updates.full else updates.quotas[layer.name],
-            head=layer.name in updates.full,
+            name=unit.name,
+            kind=unit.kind,
+            channels=unit.channels,
+            quota=_quota(unit, updates, pool),
+            head=unit.name in updates.full,
         )
-        for layer in graph.layers
-        if layer.name in updates.full or updates.quotas.get(layer.name)
+        for unit in graph.units
+        if unit.name in updates.full or unit.name in pool or updates.quotas.get(unit.name)
     )
 
 
-def _predicted(figures: Footprint, live_peak_bytes: int) -> Predicted:
-    return Predicted(
-        update_bytes=figures.update_bytes,
-        training_bytes=figures.training_bytes,
-        live_peak_bytes=live_peak_bytes,
-        saved_bytes=figures.saved_bytes,
-        selected_bytes=figures.selected_bytes,
-        passthrough_bytes=figures.passthrough_bytes,
-        gradients_bytes=figures.gradients_bytes,
-        optimizer_bytes=figures.optimizer_bytes,
-        loss_bytes=figures.loss_bytes,
-        index_bytes=figures.index_bytes,
-        elements=figures.elements,
-    )
+def _quota(unit: Layer, updates: Updates, pool: Set[str]) -> int | None:
+    if unit.name in pool:
+        return None
+    return unit.channels if unit.name in updates.full else updates.quotas[unit.name]
+
+
+def _predicted(subject: Subject, asked: PlanRequest, decision: Decision) -> Predicted:
+    """Each figure, the largest over the draws."""
+    distinct = list({_key(updates): updates for updates in decision.all_updates}.values())
+    each = [_figures(subject, asked, updates) for updates in distinct]
+    figures = {name: max(found[name] for found in each) for name in each[0]}
+    scheme = asked.settings.scheme
+    if scheme is not None and decision.strategy == "sparse-update":
+        figures["sparse_update_bytes"] = sparse_update_bytes(subject.graph, scheme)
+    if asked.weights_in == "flash":
+        figures["weights_in_flash_bytes"] = asked.peak.weight_bytes
+    return Predicted(full_flops=asked.flops.full_flops, **figures)
+
+
+def _figures(subject: Subject, asked: PlanRequest, updates: Updates) -> dict[str, int]:
+    figures = footprint(subject.memory, updates)
+    certified = dry_run(subject.traced, subject.graph, updates, subject.loss.function, subject.loss.make_target)
+    _certify(figures, certified)
+    return {
+        "update_bytes": figures.update_bytes,
+        "training_bytes": figures.training_bytes,
+        "live_peak_bytes": certified.live_peak_bytes or 0,
+        "live_peak_bound_bytes": asked.peak.bound(updates),
+        "saved_bytes": figures.saved_bytes,
+        "selected_bytes": figures.selected_bytes,
+        "passthrough_bytes": figures.passthrough_bytes,
+        "gradients_bytes": figures.gradients_bytes,
+        "optimizer_bytes": figures.optimizer_bytes,
+        "loss_bytes": figures.loss_bytes,
+        "index_bytes": figures.index_bytes,
+        "elements": figures.elements,
+        "flops": asked.flops.training(updates),
+    }
+
+
+def _key(updates: Updates) -> tuple[object, ...]:
+    return (tuple(sorted(updates.quotas.items())), updates.biases, updates.full)

@@ -145,7 +145,7 @@ def model_facts(loaded: Any, options: ModelOptions) -> dict[str, Any]:
 
 def _check_sampling(sampling: str, importance: Path | None, alpha: float) -> None:
     from medyate_planner.errors import InputError
-    from medyate_planner.training.sampling import METHODS
+    from medyate_planner.planning.sampling import METHODS
 
     if sampling not in METHODS:
         raise InputError(f"--sampling {sampling!r} is unknown; choose one of {', '.join(METHODS)}")

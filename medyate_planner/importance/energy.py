@@ -25,7 +25,7 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """E_c = mean over mini-batches of ||g_c||² for each input channel of each layer, and the warmed head.
+    """E_c = mean over mini-batches of ||g_c||² for each channel of each layer and norm, and the warmed head.
 
     `norms` holds the mean of ||g_c||, which RGN uses; `bias_energy` the mean squared norm of a bias' gradient;
     `head` the head's tensors, by parameter name, as they were when the gradients were measured.
@@ -109,6 +109,9 @@ class Importance:
 def squared_norm_per_channel(layer: Layer, gradient: Tensor) -> Vector:
     """||g_c||² for every input channel c of a weight-shaped tensor, `(channels,)` in float64."""
     squares = gradient.detach().double().square()
+    if layer.kind == "norm":
+        elements: Vector = squares.cpu().numpy()
+        return elements
     if layer.kind == "transposed":
         rows: Vector = squares.flatten(1).sum(dim=1).cpu().numpy()
         return rows
@@ -122,7 +125,7 @@ def squared_norm_per_channel(layer: Layer, gradient: Tensor) -> Vector:
 def from_weights(graph: ModelGraph, weights: Mapping[str, Tensor]) -> Importance:
     """A stand-in without data: mean squared weight per channel. Says so in `source`."""
     energy = {}
-    for layer in graph.layers:
+    for layer in graph.units:
         weight = weights[layer.weight]
         if weight.is_meta:
             energy[layer.name] = np.ones(layer.channels)

@@ -25,7 +25,7 @@ def probe(
     call: Callable[[nn.Module, Any], Any] = lambda model, x: model(x),
     on_batch: Callable[[], None] = lambda: None,
 ) -> Importance:
-    """Mean of ||g_c||² and of ||g_c|| over mini-batches, for every input channel of every layer.
+    """Mean of ||g_c||² and of ||g_c|| over mini-batches, for every channel of every layer and norm.
 
     The model runs in evaluation mode (norms frozen, dropout off) and is left as it was found.
 
@@ -38,13 +38,13 @@ def probe(
     required = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     for parameter, _, _ in required:
         parameter.grad = None
-    energy = {layer.name: np.zeros(layer.channels) for layer in graph.layers}
-    norms = {layer.name: np.zeros(layer.channels) for layer in graph.layers}
-    bias_energy = {layer.name: 0.0 for layer in graph.layers if layer.bias}
+    energy = {layer.name: np.zeros(layer.channels) for layer in graph.units}
+    norms = {layer.name: np.zeros(layer.channels) for layer in graph.units}
+    bias_energy = {layer.name: 0.0 for layer in graph.units if layer.bias}
     count = 0
     model.eval()
     try:
-        wanted = {layer.weight for layer in graph.layers} | {layer.bias for layer in graph.layers}
+        wanted = {layer.weight for layer in graph.units} | {layer.bias for layer in graph.units}
         wanted_ids = {id(parameters[name]) for name in wanted if name}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in wanted_ids)
@@ -55,7 +55,7 @@ def probe(
                     f"the loss of batch {count} is {loss.item()}; check the data and its normalisation"
                 )
             loss.backward()  # type: ignore[no-untyped-call]
-            for layer in graph.layers:
+            for layer in graph.units:
                 squared = _take(layer, parameters)
                 energy[layer.name] += squared
                 norms[layer.name] += np.sqrt(squared)

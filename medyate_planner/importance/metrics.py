@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,6 +47,30 @@ def rank_layers(importance: Importance, metric: str, costs: Mapping[str, int]) -
     total = sum(scores.values()) or 1.0
     ordered = sorted(scores, key=lambda name: (-scores[name], list(costs).index(name)))
     return tuple(LayerScore(name=name, score=scores[name], share=scores[name] / total) for name in ordered)
+
+
+def weighed(importance: Importance, metric: str, costs: Mapping[str, int], bias_costs: Mapping[str, int]) -> Importance:
+    """The importance as `metric` sees it: energies whose sums are what a value curve values. Derived here.
+
+    raw: E_c as measured. RGN: (mean ||g_c|| / cost)², the square of TraDy's channel score. LaRa: E_c / cost, energy
+    per byte. Biases likewise, by their own cost.
+    """
+    if metric == "raw":
+        return importance
+    power = 2 if metric == "rgn" else 1
+    energy = {
+        name: np.square(channel_scores(importance, name, metric, costs[name]))
+        if metric == "rgn"
+        else channel_scores(importance, name, metric, costs[name])
+        for name in importance.energy
+        if name in costs
+    }
+    biases = {
+        name: value / bias_costs[name] ** power
+        for name, value in importance.bias_energy.items()
+        if bias_costs.get(name)
+    }
+    return replace(importance, energy=energy, bias_energy=biases)
 
 
 def top_layers(ranking: tuple[LayerScore, ...], share: float = 0.97) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ class ChannelCost:
 
 def channel_cost(graph: ModelGraph, layer: Layer) -> ChannelCost:
     """Cost of one channel of `layer`: gradient (C_out/G)*kh*kw*s, saved B*H*W*s (conv) or B*T*s (linear); of an
-    embedding V*s for V rows, saved nothing (its indices are kept whole, see `Step.own`).
+    embedding V*s for V rows, saved nothing (its indices are kept whole, see `Step.own`); of a norm s, and as much
+    saved of the normalised input as a convolution saves of its own.
 
     `elements` is the accounting of TraDy (arXiv 2510.19675): weight and activation elements of one sample.
     """

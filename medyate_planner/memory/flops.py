@@ -10,9 +10,9 @@ Limits:
       although they multiply matrices, einsum, bilinear, tensordot and recurrent layers.
     * Padding is not subtracted. Attention counts in full with a causal mask. Attention whose mask needs a gradient runs
       by another kernel, whose backward is cheaper: it is counted as if the mask needed none, never below the truth.
-    * A weight that is no layer of the graph (computed, or used otherwise) is never trained: `full_flops` is ordinary
-      fine-tuning of the graph's layers. Such a weight counts 0 in forward if it is a buffer of a convolution.
-    * Recomputed activations (checkpointing) are not counted.
+    * A weight that is no layer of the graph (computed, or used otherwise) is never trained: `full_flops` leaves it out.
+      A convolution whose weight is a buffer counts 0.
+    * What a checkpointed block computes again in ordinary fine-tuning is not counted; the lean executor does not.
 """
 
 from __future__ import annotations
@@ -89,9 +89,11 @@ class FlopModel:
 
     @cached_property
     def full_flops(self) -> int:
-        """Ordinary full fine-tuning: every layer that the user did not freeze, in full."""
-        layers = (layer.name for layer in self.memory.graph.layers if layer.trainable)
-        return self.training(Updates(quotas={}, full=frozenset(layers)))
+        """Ordinary full fine-tuning: all that the user did not freeze, in full."""
+        found = (step.layer for step in self.memory.steps)
+        return self.training(
+            Updates(quotas={}, full=frozenset(layer.name for layer in found if layer is not None and layer.trainable))
+        )
 
     def training(self, updates: Updates) -> int:
         """One step of the lean executor: forward, input gradients in the reach, gradients of the updated channels.
@@ -153,7 +155,7 @@ class _Shapes:
         return self._parameters.get(name) or self._parameters.get(re.sub(r"_\d+$", "", name))
 
     def weight(self, op: Op) -> Shape | None:
-        """Shape of a convolution's weight, be it a layer's, another parameter or computed."""
+        """Shape of a weight, be it a layer's, another parameter or computed."""
         if op.weight is None:
             return self.of(op.operands[1]) if len(op.operands) > 1 else None
         entry = self._graph.parameters.get(op.weight)
@@ -199,18 +201,17 @@ def _operator(op: Op) -> str:
 
 def _convolution(shapes: _Shapes, op: Op, transposed: bool) -> int:
     """2 * B * positions * C_out * (C_in / G) * kernel; positions of the output, of the input if transposed."""
-    weight, x = shapes.weight(op), shapes.of(op.operands[0])
-    if weight is None or x is None:
+    weight, at = shapes.weight(op), shapes.of(op.operands[0]) if transposed else op.output.shape
+    if weight is None or at is None:
         return 0
-    at = x if transposed else op.output.shape
     positions = prod(at) // at[1 - len(weight)]  # channels counted from the end: the batch dimension may be absent
     return 2 * positions * prod(weight)
 
 
 def _linear(shapes: _Shapes, op: Op) -> int:
     """2 * positions * in * out."""
-    x = shapes.of(op.operands[0])
-    return 0 if x is None else 2 * op.output.numel * x[-1]
+    width = shapes.weight(op) or shapes.of(op.operands[0])
+    return 0 if width is None else 2 * op.output.numel * width[-1]
 
 
 def _product(shapes: _Shapes, op: Op) -> int:

@@ -64,8 +64,8 @@ class MemoryModel:
 
     @cached_property
     def site_layer(self) -> Mapping[str, Layer]:
-        """Layer used at each operator that has a weight."""
-        return {site: layer for layer in self.graph.layers for site in layer.sites}
+        """Layer or norm updated at each operator that has a weight or a scale."""
+        return {site: layer for layer in self.graph.units for site in layer.sites}
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -86,7 +86,7 @@ class MemoryModel:
     @cached_property
     def costs(self) -> Mapping[str, ChannelCost]:
         """Bytes of one channel, by layer."""
-        return {layer.name: channel_cost(self.graph, layer) for layer in self.graph.layers}
+        return {layer.name: channel_cost(self.graph, layer) for layer in self.graph.units}
 
     @cached_property
     def site_positions(self) -> Mapping[str, tuple[int, ...]]:
@@ -94,7 +94,7 @@ class MemoryModel:
         graph = self.graph
         return {
             layer.name: tuple(graph.position[site] for site in layer.sites if site in graph.feeds_output)
-            for layer in graph.layers
+            for layer in graph.units
         }
 
     def gradient_copies(self, position: int) -> Mapping[str, int]:

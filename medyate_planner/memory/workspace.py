@@ -6,12 +6,15 @@ from medyate_planner import families as f
 from medyate_planner.graph import Layer, ModelGraph, Op, TensorSpec
 
 _ROW_INDEX_BYTES = 8 * 4  # per weight row of a grouped layer: its int64 index and what that is computed from
+_NORM_BYTES = 4 * 8  # per channel: mean, variance, and what they were selected from
 _MASKED = (f.RELU, f.CLAMP, f.LEAKY_RELU, f.HARD_SIGMOID, f.DROPOUT)
 
 
 def forward_workspace(graph: ModelGraph, op: Op, *, reached: bool) -> int:
     """Bytes of an operator's forward beside operands and results; `reached`: its output needs a gradient."""
     own = op.workspace.forward_bytes
+    if reached and op.scale is not None:
+        return own + _norm_forward(graph, op)
     return max(own, _lean_forward(graph, op)) if reached and op.family in f.LEAN else own
 
 
@@ -20,9 +23,10 @@ def backward_workspace(graph: ModelGraph, op: Op, layer: Layer | None, *, update
 
     `updated`: channels of its layer are trained.
     """
+    updated_norm = 2 * op.output.nbytes if updated and op.scale is not None else 0  # gradients of selected channels
     if op.family in f.LEAN:
-        return _lean_backward(graph, op, layer, updated=updated)
-    return op.workspace.backward_bytes + op.output.nbytes
+        return _lean_backward(graph, op, layer, updated=updated) + updated_norm
+    return updated_norm + op.workspace.backward_bytes + op.output.nbytes
 
 
 def _lean_forward(graph: ModelGraph, op: Op) -> int:
@@ -34,6 +38,13 @@ def _lean_forward(graph: ModelGraph, op: Op) -> int:
     if op.family == f.MAX_POOL:
         return (2 * 8 + 1) * op.output.numel
     return spec.nbytes if op.family == f.LINEAR else 0
+
+
+def _norm_forward(graph: ModelGraph, op: Op) -> int:
+    """Should the scale be updated: its channels' statistics, one for each channel and, of a GroupNorm, sample; of an
+    RMSNorm of half precision also what it computes with in float32."""
+    spec = _input_spec(graph, op)
+    return _NORM_BYTES * spec.shape[0] * spec.shape[1] if op.family == f.GROUP_NORM else _NORM_BYTES * spec.shape[1]
 
 
 def _lean_backward(graph: ModelGraph, op: Op, layer: Layer | None, *, updated: bool) -> int:

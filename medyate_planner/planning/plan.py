@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -48,18 +48,23 @@ class PlannedLayer(_Part):
     name: str
     kind: LayerKind
     channels: int = Field(ge=1)
-    quota: int = Field(ge=1)
+    quota: int | None = Field(ge=1, description="null: drawn anew each interval (sampling.draws)")
     head: bool = False
 
     @model_validator(mode="after")
     def _quota_in_range(self) -> PlannedLayer:
-        if self.quota > self.channels or (self.head and self.quota != self.channels):
+        if self.quota is None and not self.head:
+            return self
+        if self.quota is None or self.quota > self.channels or (self.head and self.quota != self.channels):
             raise ValueError(f"layer {self.name}: quota {self.quota} does not fit {self.channels} channels")
         return self
 
 
 class Predicted(_Part):
-    """Predicted figures of one training step, in bytes (`elements`: TraDy's accounting, per sample)."""
+    """Predicted figures of one training step, in bytes; of a plan with draws, the largest of each over the draws.
+
+    `elements` is TraDy's accounting, per sample; `sparse_update_bytes` that of Sparse Update, for an imported scheme.
+    """
 
     update_bytes: int
     training_bytes: int
@@ -72,18 +77,40 @@ class Predicted(_Part):
     loss_bytes: int
     index_bytes: int
     elements: int
+    sparse_update_bytes: int | None = None
+    live_peak_bound_bytes: int | None = Field(default=None, description="closed form: what scope peak limits")
+    weights_in_flash_bytes: int = Field(default=0, description="parameters and buffers that scope peak leaves out")
+    flops: int | None = Field(default=None, description="of one step; a multiply-add is 2")
+    full_flops: int | None = Field(default=None, description="of one step of ordinary full fine-tuning")
 
 
 class Sampling(_Part):
     """How channels are redrawn inside each layer's quota."""
 
-    method: Literal["uniform", "weighted", "top", "static"] = "uniform"
+    method: Literal["uniform", "weighted", "top", "static", "fixed"] = "uniform"
     seed: int = Field(default=0, ge=0)
     interval: Literal["epoch"] = "epoch"
     alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    metric: Literal["raw", "rgn", "lara"] = Field(default="raw", description="importance that draws go by")
+    boost: float = Field(default=0.0, ge=0, le=1, description="weight of gradients observed while training; 0: none")
+    oracle: bool = Field(default=False, description="draws anew would need full gradients, beyond the budget")
     pool: tuple[str, ...] | None = Field(
         default=None, description="layers to draw across; null: inside each layer's quota"
     )
+    draws: tuple[dict[str, Annotated[int, Field(ge=1)]], ...] | None = Field(
+        default=None, description="with a pool: quotas by layer of interval 0, 1, …; then from the start again"
+    )
+    channels: dict[str, tuple[int, ...]] | None = Field(
+        default=None, description="method fixed: the channels of each layer, for good"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Sampling:
+        if (self.pool is None) != (self.draws is None) or (self.draws is not None and not self.draws):
+            raise ValueError("pool and draws belong together: layers, and their quotas for one interval or more")
+        if (self.method == "fixed") != (self.channels is not None):
+            raise ValueError("method fixed and channels belong together")
+        return self
 
 
 class ImportanceRef(_Part):
@@ -108,10 +135,14 @@ class Plan(_Part):
     dropout: Literal["off", "keep"] = "off"
     norm: Literal["frozen"] = "frozen"
     budget_bytes: int = Field(ge=1)
-    scope: Literal["update", "training"]
+    scope: Literal["update", "training", "peak"]
+    margin_ratio: float = Field(default=0.0, ge=0, description="part of the budget kept free, relative to the rest")
+    weights_in: Literal["ram", "flash"] = "ram"
     strategy: str
     objective_name: str = "norm"
     curve: str = "uniform"
+    metric: Literal["raw", "rgn", "lara"] = "raw"
+    max_flops: int | None = None
     update: Literal["fused"] = "fused"
     optimizer: Literal["sgd"] = "sgd"
     status: Literal["optimal", "feasible"]
@@ -126,17 +157,49 @@ class Plan(_Part):
     importance: ImportanceRef
 
     @model_validator(mode="after")
-    def _layers_once(self) -> Plan:
-        names = [layer.name for layer in self.layers]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
+    def _consistent(self) -> Plan:
+        by_name = {layer.name: layer for layer in self.layers}
+        if len(by_name) < len(self.layers):
+            names = [layer.name for layer in self.layers]
+            twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"layer {twice} is listed twice")
+        pool = set(self.sampling.pool or ())
+        for layer in self.layers:
+            if (layer.quota is None) != (layer.name in pool):
+                raise ValueError(
+                    f"layer {layer.name}: a quota of null is for layers of sampling.pool, and for them alone"
+                )
+        for drawn in self.sampling.draws or ():
+            for name, quota in drawn.items():
+                if name not in by_name or name not in pool or quota > by_name[name].channels:
+                    raise ValueError(f"sampling.draws: {name}: {quota} does not fit the layers of the pool")
+        for name, channels in (self.sampling.channels or {}).items():
+            if name not in by_name or len(set(channels)) != len(channels) or by_name[name].quota != len(channels):
+                raise ValueError(f"sampling.channels: {name}: expected as many different channels as its quota")
+            if channels and not 0 <= min(channels) <= max(channels) < by_name[name].channels:
+                raise ValueError(f"sampling.channels: {name}: expected channels of 0 to {by_name[name].channels - 1}")
         return self
 
-    def updates(self) -> Updates:
-        """The plan's decision for the memory model and the session."""
+    @property
+    def used_bytes(self) -> int:
+        """The predicted figure that the budget limits; in scope `peak` the live peak of the dry run, weights in flash
+        left out."""
+        figures = self.predicted
+        if self.scope == "peak":
+            return figures.live_peak_bytes - figures.weights_in_flash_bytes
+        return figures.update_bytes if self.scope == "update" else figures.training_bytes
+
+    def quotas(self, interval: int = 0) -> dict[str, int]:
+        """Channels trained in an interval, by layer, the head excepted."""
+        if self.sampling.draws:
+            drawn = self.sampling.draws[interval % len(self.sampling.draws)]
+            return {layer.name: drawn[layer.name] for layer in self.layers if layer.name in drawn}
+        return {layer.name: layer.quota for layer in self.layers if not layer.head and layer.quota is not None}
+
+    def updates(self, interval: int = 0) -> Updates:
+        """What is trained in an interval, for the memory model and the session."""
         return Updates(
-            quotas={layer.name: layer.quota for layer in self.layers if not layer.head},
+            quotas=self.quotas(interval),
             biases=frozenset(self.biases),
             full=frozenset(layer.name for layer in self.layers if layer.head),
         )

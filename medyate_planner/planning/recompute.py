@@ -1,35 +1,41 @@
-"""A plan's figures from the memory model, never from the solver; and the smallest budget that can be met."""
+"""A plan's figures from the memory model, never from the solver; and whether a plan keeps what was asked."""
 
 from __future__ import annotations
 
+from medyate_planner.errors import InfeasibleBudgetError
 from medyate_planner.memory.model import Updates
-from medyate_planner.memory.timeline import LOSS_MOMENT, Footprint, footprint
+from medyate_planner.memory.timeline import LOSS_MOMENT, footprint
 from medyate_planner.planning.request import PlanRequest
 
 
 def scope_bytes(request: PlanRequest, updates: Updates) -> int:
-    """What must fit in the budget, in the request's scope."""
-    return bytes_in_scope(footprint(request.memory, updates), request.scope)
+    """What must fit in the budget, in the request's scope; for scope `peak` the closed form, an upper bound."""
+    if request.scope == "peak":
+        weights = request.peak.weight_bytes if request.weights_in == "flash" else 0
+        return request.peak.bound(updates) - weights
+    figures = footprint(request.memory, updates)
+    return figures.update_bytes if request.scope == "update" else figures.training_bytes
 
 
-def bytes_in_scope(figures: Footprint, scope: str) -> int:
-    """The figure that a scope limits."""
-    return figures.update_bytes if scope == "update" else figures.training_bytes
+def fits(request: PlanRequest, updates: Updates) -> bool:
+    """Whether these updates keep the budget and the limits on layers and operations."""
+    return (
+        (request.max_layers is None or len(updates.quotas) <= request.max_layers)
+        and (request.max_flops is None or request.flops.training(updates) <= request.max_flops)
+        and scope_bytes(request, updates) <= request.limit_bytes
+    )
 
 
-def smallest_plan(request: PlanRequest) -> Updates | None:
-    """The cheapest updates that a plan may consist of: what is forced, or else the cheapest single unit.
-
-    Bytes never fall when something is added, so no plan costs less. None when there is nothing to buy.
-    """
-    least = request.granularity
-    if request.forced:
-        return request.updates(dict.fromkeys(request.forced, least))
-    candidates = [request.updates({}, frozenset({layer.name})) for layer in request.biases]
-    candidates += [request.updates({layer.name: least}) for layer in request.layers]
-    if not candidates:
-        return None
-    return min(candidates, key=lambda updates: scope_bytes(request, updates))
+def require_fit(request: PlanRequest, updates: Updates, *, spent_on: str) -> None:
+    """Raise `InfeasibleBudgetError` unless these updates, which are all that a strategy can do, fit the budget."""
+    needed = scope_bytes(request, updates)
+    if needed > request.limit_bytes:
+        raise InfeasibleBudgetError(
+            budget_bytes=request.budget_bytes,
+            minimum_bytes=request.budget_for(needed),
+            scope=request.scope,
+            spent_on=spent_on,
+        )
 
 
 def spent_on(request: PlanRequest, updates: Updates) -> str:
@@ -38,8 +44,15 @@ def spent_on(request: PlanRequest, updates: Updates) -> str:
     units += [f"the bias of {name}" for name in sorted(updates.biases)]
     head = " and ".join(sorted(updates.full))
     what = " and ".join(units) or "nothing"
+    beside = f" beside the head {head}" if head else ""
+    if request.scope == "peak":
+        return f"{what}{beside}, with inputs, live activations and{_weights(request)} activation gradients"
     if request.scope == "update" or not head:
-        return f"{what}{' beside the head ' + head if head else ''}"
+        return f"{what}{beside}"
     peak = footprint(request.memory, updates).peak_moment
     where = "the end of forward" if peak.at == LOSS_MOMENT else f"the backward of {peak.at}"
-    return f"{what} beside the head {head}, at {where}"
+    return f"{what}{beside}, at {where}"
+
+
+def _weights(request: PlanRequest) -> str:
+    return "" if request.weights_in == "flash" else f" {request.peak.weight_bytes:,} B of weights and"

@@ -1,4 +1,4 @@
-"""What is asked of a planner, and what it answers: the same two types for every strategy."""
+"""What is asked of a planner: the memory model, what channels are worth, the budget, and side constraints."""
 
 from __future__ import annotations
 
@@ -6,67 +6,151 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from functools import cached_property
+from pathlib import Path
 
 from medyate_planner.errors import InputError
 from medyate_planner.graph import Layer
 from medyate_planner.importance.curves import ValueCurve, bias_value, value_curve
 from medyate_planner.importance.energy import Importance
+from medyate_planner.importance.metrics import METRICS, weighed
+from medyate_planner.memory.accounting import SparseUpdateScheme
+from medyate_planner.memory.flops import FlopModel
 from medyate_planner.memory.model import MemoryModel, Updates
+from medyate_planner.memory.peak import PeakModel
 
-SCOPES = ("update", "training")
+SCOPES = ("update", "training", "peak")
+HEADS = ("full", "channels")
+WEIGHTS_IN = ("ram", "flash")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategySettings:
+    """What single strategies can be told; each reads its own.
+
+    `top_share` or `top_layers` choose the K layers of TraDy and MeDyate; `intervals` is how many draws a strategy that
+    draws across layers is planned for; the rest is the evolutionary search's.
+    """
+
+    scheme: SparseUpdateScheme | None = None
+    last_layers: int | None = None
+    top_share: float = 0.97
+    top_layers: int | None = None
+    intervals: int = 20
+    alpha: float = 1.0
+    boost: float = 0.0
+    population: int = 48
+    generations: int = 60
+    mutation: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("last_layers", "top_layers", "intervals", "population", "generations"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')}: expected 1 or more, got {value}")
+        for name, low, high in (("top_share", 0.0, 1.0), ("mutation", 0.0, 1.0), ("boost", 0.0, 1.0)):
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"--{name.replace('_', '-')}: expected 0 to 1, got {getattr(self, name)}")
+        if not (math.isfinite(self.alpha) and self.alpha >= 0):
+            raise InputError(f"--alpha: expected a finite number of 0 or more, got {self.alpha}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """A planning problem: the memory model, what channels are worth, the budget, and side constraints."""
+    """A planning problem. Every strategy answers it with a `Decision`.
+
+    `margin_ratio` is kept free of the budget, for what an allocator adds; `weights_in` "flash" leaves parameters and
+    buffers out of scope `peak`; `max_flops` limits one training step (memory.flops). `head` "channels" sells the head
+    by channels like any other layer instead of training it in full.
+    """
 
     memory: MemoryModel
     importance: Importance
     budget_bytes: int
     scope: str = "training"
+    margin_ratio: float = 0.0
+    weights_in: str = "ram"
     objective: str = "norm"
     curve: str = "uniform"
+    metric: str = "raw"
+    head_mode: str = "full"
     buy_biases: bool = True
+    buy_norm_scales: bool = False
     max_layers: int | None = None
     granularity: int = 1
+    min_quota: int = 1
+    max_quota: int | None = None
+    max_flops: int | None = None
     force_layers: tuple[str, ...] = ()
     forbid_layers: tuple[str, ...] = ()
     gap_ratio: float = 1e-3
     time_limit_seconds: float | None = None
+    lp_file: Path | None = None
     seed: int = 0
+    settings: StrategySettings = field(default_factory=StrategySettings)
 
     def __post_init__(self) -> None:
-        if self.scope not in SCOPES:
-            raise InputError(f"scope {self.scope!r} is unknown; choose one of {', '.join(SCOPES)}")
-        if self.granularity < 1:
-            raise InputError(f"--granularity: expected 1 or more, got {self.granularity}")
-        if self.max_layers is not None and self.max_layers < 1:
-            raise InputError(f"--max-layers: expected 1 or more, got {self.max_layers}")
+        for name, value, known in (
+            ("--scope", self.scope, SCOPES),
+            ("--metric", self.metric, METRICS),
+            ("--weights-in", self.weights_in, WEIGHTS_IN),
+            ("head", self.head_mode, HEADS),
+        ):
+            if value not in known:
+                raise InputError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
+        for option in ("granularity", "min_quota", "max_quota", "max_layers", "max_flops"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise InputError(f"--{option.replace('_', '-')}: expected 1 or more, got {value}")
+        if self.max_quota is not None and self.max_quota < max(self.min_quota, self.granularity):
+            raise InputError(
+                f"--max-quota {self.max_quota} is below --min-quota {self.min_quota} or --granularity "
+                f"{self.granularity}: no layer could be bought"
+            )
         if not (math.isfinite(self.gap_ratio) and self.gap_ratio >= 0):
             raise InputError(f"--gap: expected 0 or more, got {self.gap_ratio}")
+        if not (math.isfinite(self.margin_ratio) and self.margin_ratio >= 0):
+            raise InputError(f"--margin: expected 0 or more, got {self.margin_ratio}")
         if self.time_limit_seconds is not None and not self.time_limit_seconds > 0:
             raise InputError(f"--time-limit: expected more than 0 seconds, got {self.time_limit_seconds}")
         for pattern in (*self.force_layers, *self.forbid_layers):
-            if not any(fnmatchcase(layer.name, pattern) for layer in self.memory.graph.layers):
+            if not any(fnmatchcase(unit.name, pattern) for unit in self.memory.graph.units):
                 raise InputError(f"layer pattern {pattern!r} matches no layer; see `medyate report` for the names")
         self._check_forced()
 
     def _check_forced(self) -> None:
-        wanted = {layer.name for layer in self.memory.graph.layers if _matches(layer.name, self.force_layers)}
+        wanted = {layer.name for layer in self.memory.graph.units if _matches(layer.name, self.force_layers)}
         lost = sorted(wanted - self.head - {layer.name for layer in self.layers})
         if lost:
             raise InputError(
-                f"layer {lost[0]} is forced, but can not be updated: it is forbidden, or has fewer channels than the "
-                f"granularity {self.granularity}"
+                f"layer {lost[0]} is forced, but can not be updated: it is forbidden, is not upstream of the loss, or "
+                f"has fewer channels than the granularity {self.granularity}"
             )
-        if self.max_layers is not None and len(self.forced) > self.max_layers:
-            raise InputError(f"{len(self.forced)} layers are forced, but --max-layers allows {self.max_layers}")
+
+    @cached_property
+    def limit_bytes(self) -> int:
+        """What the scope's figure may be: the budget less its margin."""
+        return int(Fraction(self.budget_bytes) / (1 + Fraction(str(self.margin_ratio))))
+
+    def budget_for(self, scope_bytes: int) -> int:
+        """The smallest budget whose limit is `scope_bytes`: the inverse of `limit_bytes`."""
+        return math.ceil(scope_bytes * (1 + Fraction(str(self.margin_ratio))))
+
+    @cached_property
+    def peak(self) -> PeakModel:
+        """Moments of scope `peak`."""
+        return PeakModel(self.memory)
+
+    @cached_property
+    def flops(self) -> FlopModel:
+        """Floating-point operations of a step."""
+        return FlopModel(self.memory)
 
     @cached_property
     def head(self) -> frozenset[str]:
         """Layers trained in full."""
-        return frozenset(self.memory.graph.head)
+        return frozenset(self.memory.graph.head) if self.head_mode == "full" else frozenset()
 
     @cached_property
     def forced(self) -> frozenset[str]:
@@ -76,36 +160,61 @@ class PlanRequest:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Layers that may be bought by channels, in forward order."""
-        reachable = self.memory.site_positions
+        norms = {norm.name for norm in self.memory.graph.norms}
         return tuple(
-            layer
-            for layer in self.memory.graph.layers
-            if layer.name not in self.head
-            and not _matches(layer.name, self.forbid_layers)
-            and reachable[layer.name]
-            and layer.channels >= self.granularity
-            and (layer.trainable or _matches(layer.name, self.force_layers))
+            unit
+            for unit in self._for_sale
+            if self.most(unit) >= 1
+            and (unit.name not in norms or self.buy_norm_scales or _matches(unit.name, self.force_layers))
         )
 
     @cached_property
     def biases(self) -> tuple[Layer, ...]:
-        """Layers whose bias may be bought."""
-        return tuple(layer for layer in self.layers if layer.bias is not None) if self.buy_biases else ()
+        """Layers whose bias may be bought, norms among them, in forward order."""
+        if not self.buy_biases:
+            return ()
+        return tuple(unit for unit in self._for_sale if unit.bias is not None and unit.channels >= self.granularity)
+
+    @cached_property
+    def _for_sale(self) -> tuple[Layer, ...]:
+        reachable = self.memory.site_positions
+        return tuple(
+            unit
+            for unit in self.memory.graph.units
+            if unit.name not in self.head
+            and not _matches(unit.name, self.forbid_layers)
+            and reachable[unit.name]
+            and (unit.trainable or _matches(unit.name, self.force_layers))
+        )
+
+    def most(self, layer: Layer) -> int:
+        """The largest quota a layer may have: a multiple of the granularity, 0 if there is none."""
+        return min(layer.channels, self.max_quota or layer.channels) // self.granularity * self.granularity
+
+    def least(self, layer: Layer) -> int:
+        """The smallest quota of an updated layer; a layer too small for `min_quota` is bought whole or not at all."""
+        wanted = -(-self.min_quota // self.granularity) * self.granularity
+        return min(max(wanted, self.granularity), self.most(layer))
+
+    @cached_property
+    def valued(self) -> Importance:
+        """The importance as `metric` sees it."""
+        costs = {name: cost.update_bytes for name, cost in self.memory.costs.items()}
+        bias_costs = {name: cost.bias_gradient_bytes for name, cost in self.memory.costs.items()}
+        return weighed(self.importance, self.metric, costs, bias_costs)
 
     @cached_property
     def curves(self) -> Mapping[str, ValueCurve]:
         """Value of n channels, by layer."""
         return {
-            layer.name: value_curve(
-                self.importance, layer.name, objective=self.objective, curve=self.curve, seed=self.seed
-            )
+            layer.name: value_curve(self.valued, layer.name, objective=self.objective, curve=self.curve, seed=self.seed)
             for layer in self.layers
         }
 
     @cached_property
     def bias_values(self) -> Mapping[str, float]:
         """Value of a bias, by layer."""
-        return {layer.name: bias_value(self.importance, layer.name, self.objective) for layer in self.biases}
+        return {layer.name: bias_value(self.valued, layer.name, self.objective) for layer in self.biases}
 
     def updates(self, quotas: Mapping[str, int], biases: frozenset[str] = frozenset()) -> Updates:
         """These quotas and biases, together with the head in full."""
@@ -113,25 +222,14 @@ class PlanRequest:
 
     def value(self, updates: Updates) -> float:
         """Exact objective: sum of V_l(n_l) and of the biases' values."""
-        channels = sum(self.curves[name].values[n] for name, n in updates.quotas.items())
+        channels = sum(self.curves[name].values[n] for name, n in updates.quotas.items() if name in self.curves)
         return channels + sum(self.bias_values.get(name, 0.0) for name in updates.biases)
 
     def interpolated_value(self, updates: Updates) -> float:
         """The objective as the ILP sees it, through the breakpoints."""
-        channels = sum(self.curves[name].interpolated(n) for name, n in updates.quotas.items())
+        curves = self.curves
+        channels = sum(curves[name].interpolated(n) for name, n in updates.quotas.items() if name in curves)
         return channels + sum(self.bias_values.get(name, 0.0) for name in updates.biases)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What a strategy decided. `status` is "optimal" (within `gap_ratio`) or "feasible"."""
-
-    updates: Updates
-    strategy: str
-    status: str
-    gap_ratio: float
-    bound: float | None = None
-    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

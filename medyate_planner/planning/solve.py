@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from medyate_planner.errors import SolverError
+from medyate_planner.files import write_atomic
 from medyate_planner.memory.model import Updates
+from medyate_planner.planning.decision import Decision
 from medyate_planner.planning.formulation import Formulation
 from medyate_planner.planning.recompute import scope_bytes
-from medyate_planner.planning.request import Decision, PlanRequest
+from medyate_planner.planning.request import PlanRequest
 
 _TIGHTENINGS = 8
 
@@ -35,13 +37,13 @@ def solve(request: PlanRequest) -> Decision | None:
     """
     import pulp
 
-    limit = request.budget_bytes
+    limit = request.limit_bytes
     for _ in range(_TIGHTENINGS):
-        solution = _run(Formulation(request, budget_bytes=limit, pulp=pulp).formulate(), request)
+        solution = _run(Formulation(request, limit_bytes=limit, pulp=pulp).formulate(), request)
         if solution is None:
             return None
         updates = request.updates(solution.quotas, solution.biases)
-        excess = scope_bytes(request, updates) - request.budget_bytes
+        excess = scope_bytes(request, updates) - request.limit_bytes
         if excess <= 0:
             return _decision(request, updates, solution)
         limit -= excess
@@ -63,8 +65,8 @@ def _decision(request: PlanRequest, updates: Updates, solution: Solution) -> Dec
 
 
 def _run(formulation: Formulation, request: PlanRequest) -> Solution | None:
-    pulp = formulation.pulp
-    problem = formulation.problem
+    pulp, problem = formulation.program.pulp, formulation.program.problem
+    _write_lp(problem, request)
     solver = _solver(request, pulp)
     try:
         problem.solve(solver)
@@ -78,6 +80,12 @@ def _run(formulation: Formulation, request: PlanRequest) -> Solution | None:
     biases = frozenset(name for name, b in formulation.bias.items() if (b.value() or 0.0) > 0.5)
     bound = _bound(problem) * formulation.value_scale
     return Solution(quotas=quotas, biases=biases, bound=bound, proven=problem.sol_status == pulp.LpSolutionOptimal)
+
+
+def _write_lp(problem: Any, request: PlanRequest) -> None:
+    """The program as text, for whoever wants to read it or to try another solver."""
+    if request.lp_file is not None:
+        write_atomic(request.lp_file, lambda temporary: problem.writeLP(str(temporary), max_length=255))
 
 
 def _solver(request: PlanRequest, pulp: Any) -> object:

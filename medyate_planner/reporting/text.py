@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def render_plan(plan: Plan) -> Iterable[RenderableType]:
     """The decision, its figures, and the layers it updates."""
     figures = plan.predicted
-    used = figures.update_bytes if plan.scope == "update" else figures.training_bytes
+    used = plan.used_bytes
     yield line(
         f"{plan.model.spec or 'model'}: budget {plan.budget_bytes:,} B (scope {plan.scope}, batch {plan.batch_size}), "
         f"used {used:,} B ({used / plan.budget_bytes:.1%}); strategy {plan.strategy}, {plan.status}, "
@@ -51,9 +51,9 @@ def render_plan(plan: Plan) -> Iterable[RenderableType]:
             layers,
             layer.name + (" (head, in full)" if layer.head else ""),
             layer.kind,
-            str(layer.quota),
+            "drawn" if layer.quota is None else str(layer.quota),
             str(layer.channels),
-            f"{layer.quota / layer.channels:.0%}",
+            "" if layer.quota is None else f"{layer.quota / layer.channels:.0%}",
             "yes" if layer.name in plan.biases or layer.head else "",
         )
     yield layers

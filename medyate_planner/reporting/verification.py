@@ -31,6 +31,7 @@ class Verification:
     categories: tuple[Category, ...]
     budget_bytes: int
     scope: str
+    weight_bytes: int = 0
 
     @property
     def within_budget(self) -> bool:
@@ -39,8 +40,9 @@ class Verification:
     @property
     def scope_bytes(self) -> int:
         """The measured figure that the budget limits (scope `update` is a sum and is predicted only)."""
-        name = "update" if self.scope == "update" else "training"
-        return next(c.measured_bytes for c in self.categories if c.name == name)
+        name = {"update": "update", "training": "training", "peak": "live peak"}[self.scope]
+        measured = next(c.measured_bytes for c in self.categories if c.name == name)
+        return measured - (self.weight_bytes if self.scope == "peak" else 0)
 
     @property
     def ok(self) -> bool:
@@ -56,25 +58,35 @@ class Verification:
         }
 
 
-def compare(plan: Plan, figures: Footprint, dry: StepMeasurement, real: StepMeasurement) -> Verification:
-    """Set the three ways of knowing beside each other. `figures` are recomputed, the plan's own must equal them."""
+def compare(
+    plan: Plan, figures: Footprint, dry: StepMeasurement, real: StepMeasurement, *, weight_bytes: int = 0
+) -> Verification:
+    """Set the three ways of knowing beside each other. `figures` are recomputed, the plan's own must equal them.
+
+    Of a plan whose quotas are drawn anew, `figures` are those of the draw that was measured: the plan gives the
+    largest over all draws. `weight_bytes`: what scope `peak` leaves out, because it is in flash.
+    """
+    said = plan.predicted if plan.sampling.draws is None else figures
+    peak_bytes = plan.predicted.live_peak_bytes if plan.sampling.draws is None else dry.live_peak_bytes or 0
     rows = [
-        ("training", plan.predicted.training_bytes, dry.training_bytes, real.training_bytes),
-        ("saved", plan.predicted.saved_bytes, dry.saved_bytes, real.saved_bytes),
+        ("training", said.training_bytes, dry.training_bytes, real.training_bytes),
+        ("saved", said.saved_bytes, dry.saved_bytes, real.saved_bytes),
         ("saved, counted as storages alive", figures.saved_bytes, dry.alive_saved_bytes, real.alive_saved_bytes),
-        ("selected activations", plan.predicted.selected_bytes, dry.selected_bytes, real.selected_bytes),
-        ("pass-through", plan.predicted.passthrough_bytes, _through(dry), _through(real)),
-        ("loss", plan.predicted.loss_bytes, dry.loss_bytes, real.loss_bytes),
-        ("gradients", plan.predicted.gradients_bytes, dry.gradients_bytes, real.gradients_bytes),
-        ("indices", plan.predicted.index_bytes, dry.index_bytes, real.index_bytes),
-        ("update", plan.predicted.update_bytes, dry.update_bytes, real.update_bytes),
-        ("live peak", plan.predicted.live_peak_bytes, dry.live_peak_bytes, real.live_peak_bytes),
+        ("selected activations", said.selected_bytes, dry.selected_bytes, real.selected_bytes),
+        ("pass-through", said.passthrough_bytes, _through(dry), _through(real)),
+        ("loss", said.loss_bytes, dry.loss_bytes, real.loss_bytes),
+        ("gradients", said.gradients_bytes, dry.gradients_bytes, real.gradients_bytes),
+        ("indices", said.index_bytes, dry.index_bytes, real.index_bytes),
+        ("update", said.update_bytes, dry.update_bytes, real.update_bytes),
+        ("live peak", peak_bytes, dry.live_peak_bytes, real.live_peak_bytes),
     ]
     categories = tuple(
         Category(name=name, predicted_bytes=predicted, dry_run_bytes=fake or 0, measured_bytes=measured or 0)
         for name, predicted, fake, measured in rows
     )
-    return Verification(categories=categories, budget_bytes=plan.budget_bytes, scope=plan.scope)
+    return Verification(
+        categories=categories, budget_bytes=plan.budget_bytes, scope=plan.scope, weight_bytes=weight_bytes
+    )
 
 
 def _through(step: StepMeasurement) -> int:

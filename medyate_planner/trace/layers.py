@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import networkx as nx
@@ -45,6 +46,16 @@ def find_layers(
     return tuple(layers)
 
 
+def find_norms(
+    ops: Sequence[Op], parameters: Mapping[str, nn.Parameter], excluded: frozenset[int]
+) -> tuple[Layer, ...]:
+    """Distinct scales of norms in order of first use, by the rules of `find_layers`."""
+    norms = [replace(op, weight=op.scale, bias=op.shift) for op in ops if op.scale is not None]
+    scales = {id(parameters[op.scale]) for op in norms if op.scale is not None}
+    shifts = {id(parameters[op.shift]) for op in norms if op.shift is not None}
+    return find_layers(norms, parameters, excluded | (scales & shifts))
+
+
 def _own_bias(
     users: Sequence[Op], ops: Sequence[Op], parameters: Mapping[str, nn.Parameter], excluded: frozenset[int]
 ) -> str | None:
@@ -66,6 +77,8 @@ def _groups(op: Op) -> int:
 
 
 def _kind(op: Op, weight_shape: tuple[int, ...], groups: int) -> LayerKind:
+    if op.scale is not None:
+        return "norm"
     if op.family == LINEAR:
         return "linear"
     if op.family == EMBEDDING:

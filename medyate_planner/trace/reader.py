@@ -16,7 +16,7 @@ from medyate_planner import families as f
 from medyate_planner.errors import TraceError
 from medyate_planner.graph import Attribute, MeasuredKeep, ModelGraph, Op, Storage, StorageKind, TensorSpec
 from medyate_planner.trace.fake import dtype_name, fake_twin, is_inplace, lookup, operator_name, storage_key
-from medyate_planner.trace.layers import find_head, find_layers
+from medyate_planner.trace.layers import find_head, find_layers, find_norms
 from medyate_planner.trace.observe import Observer
 from medyate_planner.trace.workspace import FreshTracker, Workspaces
 
@@ -65,11 +65,13 @@ class GraphReader:
                 self._remember_outputs(node)
             else:
                 raise TraceError(f"{node.name}: {node.op} nodes are not supported; {_source_line(node)}")
-        layers = find_layers(self.ops, parameters, self._parameters_used_otherwise(parameters))
+        weights = {op.name: (op.weight, op.bias) for op in self.ops if op.weight is not None}
+        scales = {op.name: (op.scale, op.shift) for op in self.ops if op.scale is not None}
         graph = ModelGraph(
             batch_size=self.batch_size,
             ops=tuple(self.ops),
-            layers=layers,
+            layers=find_layers(self.ops, parameters, self._parameters_used_otherwise(parameters, weights)),
+            norms=find_norms(self.ops, parameters, self._parameters_used_otherwise(parameters, scales)),
             values=self.values,
             storages=self.storages,
             inputs=tuple(input_names),
@@ -86,14 +88,16 @@ class GraphReader:
         nest = self.traced.module.graph.process_outputs(flat)
         self.traced._outputs[self.batch_size] = tree_map(_as_template, nest)
 
-    def _parameters_used_otherwise(self, parameters: Mapping[str, nn.Parameter]) -> frozenset[int]:
-        """Parameters that are not only weights, or only biases, of a layer: their gradient has unseen parts."""
-        layers = {op.name: op for op in self.ops if op.weight is not None}
+    def _parameters_used_otherwise(
+        self, parameters: Mapping[str, nn.Parameter], owned: Mapping[str, tuple[str | None, str | None]]
+    ) -> frozenset[int]:
+        """Parameters that also others use than the operators that `owned` says they are the weight or bias of: their
+        gradient has unseen parts."""
         return frozenset(
             id(parameters[name])
             for node, name in self.parameter_nodes.items()
             for user in node.users
-            if user.name not in layers or name not in (layers[user.name].weight, layers[user.name].bias)
+            if name not in owned.get(user.name, ())
         )
 
     def _input(self, node: fx.Node, spec: InputSpec) -> Tensor:
@@ -183,6 +187,29 @@ class GraphReader:
                 return False
         return bias is None or (isinstance(bias, fx.Node) and bias.op == "get_attr")
 
+    def _norm_parameters(self, node: fx.Node, family: str, sources: tuple[str, ...]) -> tuple[str | None, str | None]:
+        """Names of the scale, `(C,)`, and of the bias, if it is a parameter, of a norm; twice None for other calls and
+        for norms that can not be updated by channels."""
+        name = operator_name(node.target)
+        place, x = f.NORM_SCALES.get(name), node.args[0] if node.args else None
+        if place is None or node.kwargs or not isinstance(x, fx.Node) or sources != (x.name,):
+            return None, None
+        scale, shift = [*node.args[place : place + 2], None, None][:2]
+        if not isinstance(scale, fx.Node) or scale not in self.parameter_nodes or self.env[scale].dim() != 1:
+            return None, None
+        bias = self.parameter_nodes.get(shift) if isinstance(shift, fx.Node) else None
+        given, own = self.env[x], self.env[scale]
+        possible = {
+            "batch_norm": family == f.BATCH_NORM,
+            "layer_norm": True,
+            "group_norm": _is_dense(given),  # of others PyTorch keeps a copy
+            "rms_norm": given.dtype == own.dtype,
+        }
+        computed = isinstance(shift, fx.Node) and shift.op != "get_attr"
+        return (
+            (self.parameter_nodes[scale], bias) if possible[name] and given.dim() > 1 and not computed else (None, None)
+        )
+
     def _note(self, name: str, tensor: Tensor, kind: StorageKind) -> TensorSpec:
         spec = TensorSpec(
             shape=tuple(int(s) for s in tensor.shape),
@@ -220,6 +247,7 @@ class GraphReader:
         bias_node = node.args[2] if has_weight and len(node.args) > 2 else None
         stack = node.meta.get("nn_module_stack") or {}
         path = list(stack.values())[-1][0] if stack else ""
+        scale, shift = self._norm_parameters(node, family, sources)
         return Op(
             name=node.name,
             family=family,
@@ -232,6 +260,8 @@ class GraphReader:
             measured=measured,
             weight=self.parameter_nodes[_weight_node(node, family)] if has_weight else None,
             bias=self.parameter_nodes.get(bias_node) if isinstance(bias_node, fx.Node) else None,
+            scale=scale,
+            shift=shift,
             module_path=path,
             source_line=_source_line(node),
         )
@@ -271,6 +301,12 @@ def _weight_node(node: fx.Node, family: str) -> fx.Node:
 def _window_elements(kernel: Any) -> int:
     sides = [kernel, kernel] if isinstance(kernel, int) else [*kernel, *kernel][:2]
     return int(sides[0]) * int(sides[1])
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether the kernel of GroupNorm takes x as it is."""
+    last = x.device.type == "cpu" and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return last or x.is_contiguous()
 
 
 def _is_floating(value: Any) -> bool:

@@ -86,11 +86,16 @@ class _BatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, _, _, variance = ctx.frozen
-        scale = (variance + ctx.epsilon).rsqrt_()
-        if weight is not None:
-            scale = scale * weight
-        shape = [1, -1, *[1] * (gradient.dim() - 2)]
-        return (gradient * scale.to(gradient.dtype).view(shape), None, None, None, None, None)
+        below = batch_norm_input_gradient(gradient, weight, variance, ctx.epsilon)
+        return below, None, None, None, None, None
+
+
+def batch_norm_input_gradient(gradient: Tensor, weight: Tensor | None, variance: Tensor, epsilon: float) -> Tensor:
+    """Gradient of a frozen BatchNorm's input: that of its result times weight and 1 / deviation, `(B, C, *)`."""
+    scale = (variance + epsilon).rsqrt_()
+    if weight is not None:
+        scale = scale * weight
+    return gradient * scale.to(gradient.dtype).view([1, -1, *[1] * (gradient.dim() - 2)])
 
 
 class _MaxPool(torch.autograd.Function):
@@ -100,7 +105,7 @@ class _MaxPool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, site: PassingSite) -> Tensor:
         kernel, stride, padding, dilation, _ = ctx.window = _window(site)
         values, index = _aten.max_pool2d_with_indices.default(x, *ctx.window)
-        ctx.shape, ctx.layout = x.shape, _memory_format(x)
+        ctx.shape, ctx.layout = x.shape, memory_format(x)
         rows, columns = _window_origins(values.shape, stride, padding, x.device)
         offset = index.div(x.shape[3], rounding_mode="floor").sub_(rows)
         offset.div_(dilation[0], rounding_mode="floor").mul_(kernel[1])
@@ -154,7 +159,7 @@ class _AdaptiveAvgPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, site: PassingSite) -> Tensor:
-        ctx.shape, ctx.layout = x.shape, _memory_format(x)
+        ctx.shape, ctx.layout = x.shape, memory_format(x)
         result: Tensor = site.call(x)
         return result
 
@@ -193,7 +198,8 @@ def _window_origins(
     return rows, torch.arange(shape[3], device=device).mul_(stride[1]).sub_(padding[1])
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
+def memory_format(x: Tensor) -> torch.memory_format:
+    """channels_last for an image batch that is stored so and only so, else contiguous."""
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 

@@ -13,7 +13,8 @@ from torch import fx, nn
 from medyate_planner import families as f
 from medyate_planner.errors import TraceError
 from medyate_planner.graph import ModelGraph, Op
-from medyate_planner.training import passing
+from medyate_planner.trace.fake import operator_name
+from medyate_planner.training import norms, passing
 from medyate_planner.training.slots import Slot
 from medyate_planner.training.weighted import ConvSite, EmbeddingSite, LinearSite, TransposedSite
 
@@ -55,7 +56,7 @@ def rewrite(
     with lean.graph.inserting_before(first):
         anchor_node = lean.graph.get_attr(ANCHOR)
     for op in graph.ops:
-        if op.name in active and op.family in f.LEAN:
+        if op.name in active and (op.family in f.LEAN or op.name in slots):
             _replace(lean, nodes[op.name], op, slots.get(op.name), anchor_node)
     _cut_what_the_loss_ignores(lean, graph, active)
     lean.graph.eliminate_dead_code()
@@ -87,6 +88,9 @@ def _replace(lean: fx.GraphModule, node: fx.Node, op: Op, slot: Slot | None, anc
         site.slot = slot
     elif op.family == f.LINEAR:
         site, inputs = LinearSite(), (*node.args[:2], node.args[2] if len(node.args) > 2 else None)
+        site.slot = slot
+    elif slot is not None and op.scale is not None:
+        site, inputs = _norm_site(node, op)
         site.slot = slot
     elif op.family == f.BATCH_NORM:
         site, inputs = passing.BatchNormSite(node.target, tuple(node.args[5:]), False), tuple(node.args[:5])  # type: ignore[arg-type]
@@ -121,6 +125,20 @@ def _transposed_site(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
     stride, padding, output_padding, dilation = (_spread(args[i], spatial) for i in (3, 4, 5, 7))
     site = TransposedSite(node.target, (stride, padding, output_padding, int(args[6]), dilation))
     return site, tuple(args[:3])
+
+
+def _norm_site(node: fx.Node, op: Op) -> tuple[norms.NormSite, tuple[Any, ...]]:
+    _only_positional(node)
+    name, x, rest = operator_name(node.target), node.args[0], node.args[1:]
+    if name == "batch_norm":
+        return norms.BatchNormSite(node.target, tuple(rest[4:])), (x, *rest[:4])
+    if name == "rms_norm":  # what PyTorch keeps of it was measured
+        assert op.measured is not None
+        site = norms.RmsNormSite(node.target, (rest[0], *rest[2:]))
+        site.keeps_copy = sum(keep.storage is None for keep in op.measured[0]) > 1  # beside the statistics
+        return site, (x, rest[1])
+    scale, shift = [*rest[1:3], None][:2]
+    return norms.SITES[name](node.target, (rest[0], *rest[3:4])), (x, scale, shift)
 
 
 def _passing_site(node: fx.Node, op: Op) -> tuple[nn.Module, tuple[Any, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -40,26 +41,32 @@ class Session:
         self.graph = graph
         self.updates = updates
         self.rule = UpdateRule()
+        self._traced = traced
         self._inputs = traced.inputs
         self.training = True
         self._draw = draw
         self._modes = [(module, module.training) for module in model.modules()]
         self._required = [(p, p.requires_grad) for p in model.parameters()]
         self._token: weakref.ref[_StepToken] | None = None
-        memory = MemoryModel(graph)
-        memory.check(updates)
-        self.slots = self._make_slots(traced, memory)
-        by_site = {site: self.slots[name] for name in self.slots for site in graph.layer_by_name[name].sites}
+        self._memory = MemoryModel(graph)
         device = next(iter(model.parameters())).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
-        self.lean = rewrite(traced.module, graph, memory.active(updates), by_site, self.anchor)
+        self._build(updates)
         for parameter, _ in self._required:
             parameter.requires_grad_(False)
         model.eval()
 
+    def _build(self, updates: Updates) -> None:
+        """Slots and lean operators for these updates."""
+        self._memory.check(updates)
+        self.updates = updates
+        self.slots = self._make_slots(self._traced, self._memory)
+        by_site = {site: self.slots[name] for name in self.slots for site in self.graph.layer_by_name[name].sites}
+        self.lean = rewrite(self._traced.module, self.graph, self._memory.active(updates), by_site, self.anchor)
+
     def _make_slots(self, traced: Trace, memory: MemoryModel) -> dict[str, Slot]:
         slots = {}
-        for layer in self.graph.layers:
+        for layer in self.graph.units:
             if layer.name not in self.updates.layers:
                 continue
             full = layer.name in self.updates.full
@@ -127,8 +134,19 @@ class Session:
         self._token = weakref.ref(token)
 
     def resample(self, interval: int) -> dict[str, list[int]]:
-        """Draw the channels of this interval (an epoch by default) and return them by layer."""
+        """Draw the channels of this interval (an epoch by default) and return them by layer.
+
+        Raises:
+            StepOrderError: the layers' quotas change between a forward and its backward.
+        """
         drawn = {name: list(channels) for name, channels in self._draw(interval).items()}
+        quotas = {name: len(channels) for name, channels in drawn.items() if channels}
+        if quotas != dict(self.updates.quotas):
+            if self._token is not None and self._token() is not None:
+                raise StepOrderError(
+                    "channels were redrawn between forward and backward; call resample() between steps"
+                )
+            self._build(replace(self.updates, quotas=quotas))
         for name, channels in drawn.items():
             self.slots[name].select(channels)
         return drawn

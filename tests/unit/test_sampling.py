@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medyate_planner.errors import InputError
-from medyate_planner.training.sampling import METHODS, draw
+from medyate_planner.planning.sampling import METHODS, draw
 
 INTERVALS = 4000
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from medyate_planner.planning.request import Decision, PlanRequest
+from medyate_planner.planning.decision import Strategy
 from medyate_planner.planning.strategies.full import full
 from medyate_planner.planning.strategies.head_only import head_only
 from medyate_planner.planning.strategies.optimal import optimal
-
-Strategy = Callable[[PlanRequest], Decision]
 
 STRATEGIES: Mapping[str, Strategy] = {"optimal": optimal, "head-only": head_only, "full": full}
 

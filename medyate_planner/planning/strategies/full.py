@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from medyate_planner.errors import InfeasibleBudgetError
-from medyate_planner.planning.recompute import scope_bytes
-from medyate_planner.planning.request import Decision, PlanRequest
+from medyate_planner.planning.decision import Decision
+from medyate_planner.planning.recompute import require_fit
+from medyate_planner.planning.request import PlanRequest
 
 
 def full(request: PlanRequest) -> Decision:
@@ -13,14 +13,7 @@ def full(request: PlanRequest) -> Decision:
     Raises:
         InfeasibleBudgetError: the budget is too small for that.
     """
-    quotas = {layer.name: layer.channels for layer in request.layers}
+    quotas = {layer.name: request.most(layer) for layer in request.layers}
     updates = request.updates(quotas, frozenset(layer.name for layer in request.biases))
-    needed = scope_bytes(request, updates)
-    if needed > request.budget_bytes:
-        raise InfeasibleBudgetError(
-            budget_bytes=request.budget_bytes,
-            minimum_bytes=needed,
-            scope=request.scope,
-            spent_on="all channels of all layers",
-        )
-    return Decision(updates=updates, strategy="full", status="optimal", gap_ratio=0.0)
+    require_fit(request, updates, spent_on="all channels of all layers")
+    return Decision(updates=updates, strategy="full", status="optimal")

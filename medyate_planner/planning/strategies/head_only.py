@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from medyate_planner.errors import InfeasibleBudgetError, InputError
-from medyate_planner.planning.recompute import scope_bytes
-from medyate_planner.planning.request import Decision, PlanRequest
+from medyate_planner.errors import InputError
+from medyate_planner.planning.decision import Decision
+from medyate_planner.planning.recompute import require_fit
+from medyate_planner.planning.request import PlanRequest
 
 
 def head_only(request: PlanRequest) -> Decision:
@@ -15,11 +16,7 @@ def head_only(request: PlanRequest) -> Decision:
         InputError: the model has no head.
     """
     if not request.head:
-        raise InputError("strategy head-only needs a head, and --head none was given")
+        raise InputError("strategy head-only needs a head that is trained in full")
     updates = request.updates({})
-    needed = scope_bytes(request, updates)
-    if needed > request.budget_bytes:
-        raise InfeasibleBudgetError(
-            budget_bytes=request.budget_bytes, minimum_bytes=needed, scope=request.scope, spent_on="the head alone"
-        )
-    return Decision(updates=updates, strategy="head-only", status="optimal", gap_ratio=0.0)
+    require_fit(request, updates, spent_on="the head alone")
+    return Decision(updates=updates, strategy="head-only", status="optimal")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -48,22 +49,50 @@ def draw(
         raise InputError(f"sampling: expected a finite alpha of 0 or more, got {alpha}")
     if quota == channels:
         return list(range(channels))
+    keys = draw_keys(
+        method, layer=layer, channels=channels, seed=seed, interval=interval, importance=importance, alpha=alpha
+    )
+    return sorted(int(c) for c in keys.order[:quota])
+
+
+@dataclass(frozen=True, slots=True)
+class DrawKeys:
+    """All channels of a layer in the order in which they are drawn, and a key for each place: over several layers,
+    channels are drawn in the order of falling keys."""
+
+    order: np.ndarray
+    keys: np.ndarray
+
+
+def draw_keys(
+    method: str,
+    *,
+    layer: str,
+    channels: int,
+    seed: int,
+    interval: int,
+    importance: Sequence[float] | None = None,
+    alpha: float = 1.0,
+) -> DrawKeys:
+    """The whole order of a draw. A layer's first n places are what `draw` gives for a quota of n, as a set.
+
+    Over several layers, falling keys are a uniform order of all channels (`uniform`, `static`), successive draws with
+    probabilities proportional to importance ** alpha (`weighted`: Gumbel keys; Efraimidis and Spirakis 2006), or
+    falling importance (`top`).
+    """
     generator = np.random.default_rng([seed, 0 if method == "static" else interval, zlib.crc32(layer.encode())])
     if method in ("uniform", "static"):
-        return sorted(int(c) for c in generator.permutation(channels)[:quota])
+        order = generator.permutation(channels)
+        return DrawKeys(order, -np.sort(generator.random(channels)))
     weights = _weights(importance, layer, channels)
     if method == "top":
-        return sorted(int(c) for c in np.argsort(-weights, kind="stable")[:quota])
-    return sorted(int(c) for c in _weighted_order(weights, alpha, generator)[:quota])
-
-
-def _weighted_order(weights: np.ndarray, alpha: float, generator: np.random.Generator) -> np.ndarray:
-    """All channels in the order of successive weighted draws (Gumbel keys; Efraimidis and Spirakis 2006)."""
+        order = np.argsort(-weights, kind="stable")
+        return DrawKeys(order, weights[order])
     with np.errstate(divide="ignore"):
         keys = alpha * np.log(weights) if alpha else np.zeros(len(weights))
     keys += generator.gumbel(size=len(weights))
-    tie_break = generator.random(len(weights))
-    return np.lexsort((tie_break, -keys))
+    order = np.lexsort((generator.random(len(weights)), -keys))
+    return DrawKeys(order, keys[order])
 
 
 def _weights(importance: Sequence[float] | None, layer: str, channels: int) -> np.ndarray:

@@ -1,0 +1,139 @@
+"""Scope `peak` as constraints: at every moment of forward, loss and backward, what is live fits the budget.
+
+The moments are those of memory.peak, term for term, so that the program's bound and the closed form's are one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from medyate_planner.memory.channels import INDEX_BYTES
+from medyate_planner.memory.peak import ForwardMoment, PeakModel, Term
+from medyate_planner.planning.holding import KILO, Held, Holding
+from medyate_planner.planning.program import Expression, is_zero
+from medyate_planner.planning.request import PlanRequest
+
+
+def limit_peak_bytes(request: PlanRequest, holding: Holding, limit_bytes: int) -> None:
+    """resident + indices + live at every moment <= budget."""
+    resident = request.peak.resident_bytes
+    if request.weights_in == "flash":
+        resident -= request.peak.weight_bytes
+    room = (limit_bytes - resident) / KILO
+    index = holding.program.sum([INDEX_BYTES / KILO * n for n in holding.choices.quota.values()])
+    moments = _Moments(holding=holding, peak=request.peak)
+    walked = list(holding.walk())
+    moments.keep(walked)
+    for name, live in [*moments.forward(), *moments.loss(), *moments.backward(walked)]:
+        holding.program.require(live + index <= room, f"peak_{name}")
+
+
+@dataclass(kw_only=True)
+class _Moments:
+    """Live kB at each moment, as expressions. `fresh` and `stored`: kept up to a position, as in memory.peak."""
+
+    holding: Holding
+    peak: PeakModel
+    fresh: dict[int, Expression] = field(default_factory=dict)
+    stored: dict[int, Expression] = field(default_factory=dict)
+
+    def keep(self, walked: list[Held]) -> None:
+        """Running sums of what is kept: of its own, and as an activation's storage."""
+        program = self.holding.program
+        fresh: Expression = 0.0
+        stored: Expression = 0.0
+        by_position = {held.step.position: held for held in walked}
+        for position, op in enumerate(self.peak.graph.ops):
+            held = by_position.get(position)
+            if held is not None:
+                own, shared = list(held.selected), []
+                for keep, growth in held.grown:
+                    number = self.peak.kept_storage(keep)
+                    if number is None:
+                        own.append(growth)
+                    elif self.peak.is_activation(number):
+                        shared.append(growth)
+                fresh = program.named_sum(fresh, own, f"fresh_{op.name}")
+                stored = program.named_sum(stored, shared, f"stored_{op.name}")
+            self.fresh[position], self.stored[position] = fresh, stored
+
+    def forward(self) -> Iterator[tuple[str, Expression]]:
+        """One moment for every group of operators between which nothing variable changes, the largest of it; and one
+        for each operator that needs more room when it is reached."""
+        retired: Expression = 0.0
+        group: tuple[ForwardMoment, Expression] | None = None
+        for moment in self.peak.forward:
+            dead = [self._kept_storage(n) for n in moment.retired if self._kept_storage(n) is not None]
+            grown = bool(dead) or (
+                group is not None and self.fresh[moment.position] is not self.fresh[group[0].position]
+            )
+            if grown and group is not None:
+                yield self._forward_row(*group)
+                group = None
+            retired = self.holding.program.named_sum(retired, dead, f"retired_{moment.op}") if dead else retired
+            if group is None or moment.live_bytes > group[0].live_bytes:
+                group = (moment, retired)
+            reached = self.holding.reached.get(moment.op, 0.0)
+            if moment.reached_bytes > 0 and not is_zero(reached):
+                name, live = self._forward_row(moment, retired)
+                yield f"{name}_reached", live + moment.reached_bytes / KILO * reached
+        if group is not None:
+            yield self._forward_row(*group)
+
+    def _forward_row(self, moment: ForwardMoment, retired: Expression) -> tuple[str, Expression]:
+        return f"forward_{moment.op}", moment.live_bytes / KILO + retired + self.fresh[moment.position]
+
+    def _kept_storage(self, number: int) -> Expression | None:
+        kept = self.holding.kept.get(f"storage/{number}")
+        return None if kept is None else self.peak.graph.storages[number].nbytes / KILO * kept
+
+    def loss(self) -> Iterator[tuple[str, Expression]]:
+        """The loss with the outputs it reads, and its backward before anything is released."""
+        if not self.fresh:
+            return
+        last, loss, storages = len(self.fresh) - 1, self.peak.loss, self.peak.graph.storages
+        outputs = sum(storages[n].nbytes for n in self.peak.output_storages)
+        others = [
+            self._kept_storage(n)
+            for n in storages
+            if n not in self.peak.output_storages and self.peak.is_activation(n) and self._kept_storage(n) is not None
+        ]
+        held = self.holding.program.sum(others)
+        yield "loss_forward", held + self.fresh[last] + (outputs + loss.forward_bytes) / KILO
+        yield (
+            "loss_backward",
+            self.fresh[last] + self.stored[last] + (loss.forward_bytes + loss.backward_bytes) / KILO,
+        )
+
+    def backward(self, walked: list[Held]) -> Iterator[tuple[str, Expression]]:
+        """Two moments for every operator that may be active: with the gradients it makes, and with its workspace."""
+        by_position = {held.step.position: held for held in walked}
+        for moment in self.peak.backward:
+            reached = self.holding.reached[moment.op]
+            if is_zero(reached):
+                continue
+            held = by_position[moment.position]
+            common = self._live(moment.waiting) + self.holding.program.sum(held.gradients)
+            common += self.fresh[moment.position] + self.stored[moment.position]
+            common += self.peak.loss.backward_bytes / KILO
+            own = moment.own_bytes / KILO * reached
+            if moment.updated_bytes and (z := self.holding.weight_updated_at(held.step)):
+                own = own + moment.updated_bytes / KILO * z[0]
+            yield f"backward_{moment.op}", common + own
+            if moment.results:
+                yield f"backward_{moment.op}_results", common + self._live(moment.results)
+
+    def _live(self, terms: tuple[Term, ...]) -> Expression:
+        program, reached = self.holding.program, self.holding.reached
+        return program.sum(
+            [
+                term.nbytes
+                / KILO
+                * program.any_of(
+                    [reached[name] for name in sorted(term.if_active) if not is_zero(reached[name])],
+                    f"alive_{min(term.if_active)}",
+                )
+                for term in terms
+            ]
+        )
