@@ -159,11 +159,15 @@ def plan(
     if strategy not in STRATEGIES:
         raise InputError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
     subject = as_subject(model, example_inputs, options)
-    if importance is None:
-        importance = from_weights(subject.graph, dict(subject.traced.module.named_parameters(remove_duplicate=False)))
+    magnitudes = from_weights(subject.graph, dict(subject.traced.module.named_parameters(remove_duplicate=False)))
+    importance = importance or magnitudes
     importance.check(subject.graph)
     asked = PlanRequest(
-        memory=subject.memory, importance=importance, budget_bytes=parse_bytes(budget), **dict(request or {})
+        memory=subject.memory,
+        importance=importance,
+        magnitudes=magnitudes,
+        budget_bytes=parse_bytes(budget),
+        **dict(request or {}),
     )
     decision = STRATEGIES[strategy](asked)
     reference = importance_file or ImportanceRef(source=importance.source)

@@ -1,13 +1,9 @@
-"""Hand-made `ModelGraph`s without torch, random ones for hypothesis, and a training step simulated by hand.
-
-`simulate` is the tests' own memory accounting. It shares no code with `medyate_planner.memory`: it walks forward,
-holds storages in a dictionary of holders, walks backward releasing them, and notes the largest sum on the way.
-"""
+"""Hand-made `ModelGraph`s without torch, and random ones for hypothesis; simulation.py walks a step through them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from random import Random
 from typing import Any
@@ -15,11 +11,14 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from medyate_planner.graph import Layer, MeasuredKeep, ModelGraph, Op, Storage, TensorSpec
+from medyate_planner.graph import Layer, MeasuredKeep, ModelGraph, Op, Storage, TensorSpec, Workspace
 from medyate_planner.importance.energy import Importance
+from medyate_planner.memory.model import LossCost
 from medyate_planner.memory.rules import Keep
 
 FLOAT_BYTES = 4
+_NO_COST = LossCost()
+_TARGETS = {"conv": "conv2d"}  # torch's names, where they are not the family's
 
 
 class Sketch:
@@ -32,6 +31,8 @@ class Sketch:
         self.storages: dict[int, Storage] = {}
         self.inputs: list[str] = []
         self.layers: dict[str, dict[str, Any]] = {}
+        self.norms: dict[str, dict[str, Any]] = {}
+        self.buffer_bytes = 0
         self.parameters: dict[str, tuple[tuple[int, ...], str]] = {}
 
     def input(self, *shape: int, dtype: str = "float32") -> str:
@@ -60,6 +61,25 @@ class Sketch:
     def linear(self, x: str, out: int, *, name: str | None = None, bias: bool = False) -> str:
         *lead, features = self.values[x].shape
         return self._weighted("linear", x, (*lead, out), self._layer(name, "linear", (out, features), 1, bias))
+
+    def norm(self, x: str, *, name: str | None = None, bias: bool = True, groups: int | None = None) -> str:
+        """A BatchNorm in evaluation mode, or a GroupNorm if `groups` are given; a known `name` uses its scale again."""
+        channels = self.values[x].shape[1]
+        name = name or f"norm{len(self.norms)}"
+        if name not in self.norms:
+            self._declare(self.norms, name, "norm", (channels,), 1, bias)
+            self.buffer_bytes += 2 * FLOAT_BYTES * channels if groups is None else 0
+        facts = self.norms[name]
+        site = self._op(
+            "batch_norm" if groups is None else "group_norm",
+            (x,),
+            self._spec(self.values[x].shape, "activation"),
+            scale=facts["weight"],
+            shift=facts["bias"],
+            attributes={} if groups is None else {"1": groups},
+        )
+        facts["sites"].append(site)
+        return site
 
     def unary(
         self,
@@ -110,30 +130,38 @@ class Sketch:
         return self._op("keeps_nothing", (x,), self._spec(spec.shape[:2], "activation"))
 
     def build(self, outputs: Sequence[str], *, head: Sequence[str] = ()) -> ModelGraph:
-        layers = tuple(
-            Layer(**{**facts, "sites": tuple(facts["sites"])}) for facts in self.layers.values() if facts["sites"]
-        )
         return ModelGraph(
             batch_size=self.batch,
             ops=tuple(self.ops),
-            layers=layers,
+            layers=_used(self.layers),
+            norms=_used(self.norms),
             values=self.values,
             storages=self.storages,
             inputs=tuple(self.inputs),
             outputs=tuple(outputs),
             head=tuple(head),
             parameters=self.parameters,
+            buffer_bytes=self.buffer_bytes,
         )
+
+    def freeze(self, name: str) -> None:
+        """As if the user had frozen this layer before it was traced."""
+        self.layers[name]["trainable"] = False
 
     def _layer(self, name: str | None, kind: str, shape: tuple[int, ...], groups: int, bias: bool) -> dict[str, Any]:
         name = name or f"l{len(self.layers)}"
         if name in self.layers:
             assert self.layers[name]["weight_shape"] == shape
             return self.layers[name]
+        return self._declare(self.layers, name, kind, shape, groups, bias)
+
+    def _declare(
+        self, kin: dict[str, dict[str, Any]], name: str, kind: str, shape: tuple[int, ...], groups: int, bias: bool
+    ) -> dict[str, Any]:
         self.parameters[f"{name}.weight"] = (shape, "float32")
         if bias:
             self.parameters[f"{name}.bias"] = (shape[:1], "float32")
-        self.layers[name] = {
+        kin[name] = {
             "name": name,
             "kind": kind,
             "weight": f"{name}.weight",
@@ -143,7 +171,7 @@ class Sketch:
             "groups": groups,
             "sites": [],
         }
-        return self.layers[name]
+        return kin[name]
 
     def _weighted(self, family: str, x: str, shape: tuple[int, ...], layer: dict[str, Any]) -> str:
         spec = self._spec(shape, "activation")
@@ -163,7 +191,7 @@ class Sketch:
             Op(
                 name=name,
                 family=family,
-                target=f"aten.{family}.default",
+                target=f"aten.{_TARGETS.get(family, family)}.default",
                 operands=distinct,
                 sources=distinct,
                 outputs=(out,),
@@ -174,176 +202,13 @@ class Sketch:
         return name
 
 
-# A step, simulated
+def _used(kin: Mapping[str, dict[str, Any]]) -> tuple[Layer, ...]:
+    return tuple(Layer(**{**facts, "sites": tuple(facts["sites"])}) for facts in kin.values() if facts["sites"])
 
 
-@dataclass(frozen=True)
-class Simulated:
-    """What one simulated step saw, in bytes."""
-
-    training: int
-    saved: int
-    selected: int
-    gradients: int
-    loss: int
-    index: int
-    update: int
-
-
-@dataclass
-class _Hands:
-    """Who holds which storage now."""
-
-    holders: dict[str, set[str]] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-    now: int = 0
-
-    def take(self, who: str, key: str, nbytes: int) -> bool:
-        fresh = key not in self.holders
-        if fresh:
-            self.holders[key], self.sizes[key] = set(), nbytes
-            self.now += nbytes
-        self.holders[key].add(who)
-        return fresh
-
-    def let_go(self, who: str) -> None:
-        for key in [key for key, holders in self.holders.items() if who in holders]:
-            self.holders[key].discard(who)
-            if not self.holders[key]:
-                del self.holders[key]
-                self.now -= self.sizes.pop(key)
-
-
-def held_for(graph: ModelGraph, op: Op, source: str) -> dict[str, int]:
-    """What an operator holds for the gradient to one of its sources, by the derivatives; key -> bytes."""
-
-    def whole(value: str) -> dict[str, int]:
-        number = graph.values[value].storage
-        storage = graph.storages[number]
-        return {f"storage/{number}": storage.nbytes} if storage.kind in ("input", "activation") else {}
-
-    out = op.outputs[0].shape
-    bits = out[0] * ((prod(out[1:]) + 7) // 8)
-    if op.family in ("relu", "clamp", "leaky_relu", "hard_sigmoid"):
-        return {f"{op.name}/bits": bits}
-    if op.family == "max_pool":
-        return {f"{op.name}/bytes": prod(out)}
-    if op.family == "keeps_input":
-        if op.inplace:
-            return {f"{op.name}/before": prod(graph.values[source].shape) * FLOAT_BYTES}
-        return whole(source)
-    if op.family == "keeps_output":
-        return whole(op.name)
-    if op.family == "product":
-        others = [x for x in op.operands if x != source] or [source]
-        if op.inplace and others[0] == op.operands[0]:
-            return {f"{op.name}/before": prod(graph.values[others[0]].shape) * FLOAT_BYTES}
-        return whole(others[0])
-    if op.family == "measured":
-        assert op.measured is not None
-        found: dict[str, int] = {}
-        for keep in op.measured[op.sources.index(source)]:
-            if keep.storage is None:
-                found[f"{op.name}/fresh/{keep.label}"] = keep.nbytes
-            elif graph.storages[keep.storage].kind in ("input", "activation"):
-                found[f"storage/{keep.storage}"] = graph.storages[keep.storage].nbytes
-        return found
-    assert op.family in ("conv", "linear", "keeps_nothing", "batch_norm"), op.family
-    return {}
-
-
-def upstream_of_outputs(graph: ModelGraph) -> set[str]:
-    by_name = {op.name: op for op in graph.ops}
-    found: set[str] = set()
-    waiting = list(graph.outputs)
-    while waiting:
-        name = waiting.pop()
-        if name in by_name and name not in found:
-            found.add(name)
-            waiting += by_name[name].sources
-    return found
-
-
-def simulate(
-    graph: ModelGraph,
-    quotas: Mapping[str, int],
-    biases: Iterable[str] = (),
-    full: Iterable[str] = (),
-    loss: Sequence[Keep] = (),
-) -> Simulated:
-    """Walk one training step (fused SGD) forward and backward."""
-    biases, full = set(biases), set(full)
-    layers = {layer.name: layer for layer in graph.layers}
-    chosen = {name: n for name, n in quotas.items() if n}
-    chosen |= {name: layers[name].weight_shape[1] * layers[name].groups for name in full}
-    trained = set(chosen) | biases
-    layer_of = {site: layer for layer in graph.layers for site in layer.sites}
-    upstream = upstream_of_outputs(graph)
-    hands = _Hands()
-    needs_gradient: set[str] = set()
-    tape: list[Op] = []
-    selected = 0
-    visits = dict.fromkeys(trained, 0)
-    for op in graph.ops:
-        if op.name not in upstream:
-            continue
-        tape.append(op)
-        for source in op.sources:
-            if source in needs_gradient:
-                for key, nbytes in held_for(graph, op, source).items():
-                    hands.take(op.name, key, nbytes)
-                needs_gradient.add(op.name)
-        layer = layer_of.get(op.name)
-        if layer is not None and layer.name in trained:
-            needs_gradient.add(op.name)
-            visits[layer.name] += 1
-            if layer.name in chosen:
-                _, *rest = layer.weight_shape
-                channels = rest[0] * layer.groups
-                x = graph.values[op.operands[0]].shape
-                nbytes = chosen[layer.name] * (prod(x) // channels) * FLOAT_BYTES
-                hands.take(op.name, f"{op.name}/compact", nbytes)
-                selected += nbytes
-    saved = hands.now
-    for keep in loss:
-        hands.take("the loss", keep.key, keep.nbytes)
-    loss_bytes = hands.now - saved
-    index = 4 * sum(n for name, n in chosen.items() if name not in full)
-    slice_bytes = {}
-    for name in trained:
-        out, _, *kernel = layers[name].weight_shape
-        rows = out // layers[name].groups
-        slice_bytes[name] = chosen.get(name, 0) * rows * prod(kernel) * FLOAT_BYTES
-        has_bias = layers[name].bias is not None
-        slice_bytes[name] += out * FLOAT_BYTES if has_bias and (name in biases or name in full) else 0
-    largest = hands.now
-    most_gradients = gradients = 0
-    hands.let_go("the loss")
-    arrived = dict.fromkeys(trained, 0)
-    for op in reversed(tape):
-        layer = layer_of.get(op.name)
-        if layer is not None and layer.name in trained:
-            arrived[layer.name] += 1
-            gradients += slice_bytes[layer.name]
-            largest = max(largest, hands.now + gradients)
-            most_gradients = max(most_gradients, gradients)
-            if arrived[layer.name] > 1:  # added to the sum, then dropped
-                gradients -= slice_bytes[layer.name]
-            if arrived[layer.name] == visits[layer.name]:  # applied, then dropped
-                gradients -= slice_bytes[layer.name]
-        largest = max(largest, hands.now + gradients)
-        hands.let_go(op.name)
-    assert hands.now == 0
-    assert gradients == 0
-    return Simulated(
-        training=largest + index,
-        saved=saved,
-        selected=selected,
-        gradients=most_gradients,
-        loss=loss_bytes,
-        index=index,
-        update=selected + sum(slice_bytes.values()),
-    )
+def channels_of(layer: Layer) -> int:
+    """Number of channels that can be chosen: of a norm the elements of its scale."""
+    return layer.weight_shape[0] if layer.kind == "norm" else layer.weight_shape[1] * layer.groups
 
 
 # Random graphs
@@ -351,20 +216,22 @@ def simulate(
 
 @dataclass(frozen=True)
 class Case:
-    """A graph, what its loss keeps, and how many of its layers may be bought."""
+    """A graph, what its loss keeps, and what its loss needs."""
 
     graph: ModelGraph
     loss: tuple[Keep, ...]
+    loss_cost: LossCost = _NO_COST
 
     def __repr__(self) -> str:
         ops = ", ".join(f"{op.name}({', '.join(op.operands)})" for op in self.graph.ops)
-        layers = [(x.name, x.weight_shape, x.groups, x.bias, x.sites) for x in self.graph.layers]
-        return f"Case({ops}; {layers}; head {self.graph.head}; loss {self.loss})"
+        layers = [(x.name, x.weight_shape, x.groups, x.bias, x.sites, x.trainable) for x in self.graph.units]
+        return f"Case({ops}; {layers}; head {self.graph.head}; loss {self.loss} {self.loss_cost})"
 
 
 _MIDDLE = (
     "conv", "conv", "conv", "conv", "conv", "depthwise", "reuse", "reuse", "reuse", "relu", "relu_", "clamp",
     "silu", "silu_", "sigmoid", "twice", "add", "mul", "square", "mul_", "view", "max_pool", "measured", "branch",
+    "norm", "norm", "norm", "group_norm",
 )  # fmt: skip
 
 
@@ -397,6 +264,19 @@ def random_case(
         kernel = dice.choice([(1, 1), (3, 3), (1, 2)])
         return sketch.conv(value, out, kernel=kernel, groups=groups, bias=bias)
 
+    def add_norm(value: str, kind: str) -> str:
+        nonlocal plans
+        known_ones = [name for name, facts in sketch.norms.items() if facts["weight_shape"] == (channels(value),)]
+        if known_ones and dice.random() < 0.4:
+            name = dice.choice(known_ones)
+            same_kind = sketch.ops[int(sketch.norms[name]["sites"][0].rpartition("_")[2])].family
+            return sketch.norm(value, name=name, groups=1 if same_kind == "group_norm" else None)
+        bias = dice.random() < 0.7
+        if plans * (channels(value) + 1) * (1 + bias) > max_plans:
+            return sketch.unary("clamp", value)
+        plans *= (channels(value) + 1) * (1 + bias)
+        return sketch.norm(value, bias=bias, groups=1 if kind == "group_norm" else None)
+
     for _ in range(dice.randint(wanted, 3 * wanted + 4)):
         kind = dice.choice(_MIDDLE)
         value = here[-1] if dice.random() < 0.5 else dice.choice(known)
@@ -424,6 +304,8 @@ def random_case(
             new = sketch.unary(kind.rstrip("_"), value, inplace=kind.endswith("_"))
         elif kind in ("silu", "silu_"):
             new = sketch.unary("keeps_input", value, inplace=kind.endswith("_"))
+        elif kind in ("norm", "group_norm"):
+            new = add_norm(value, kind)
         elif kind == "sigmoid":
             new = sketch.unary("keeps_output", value)
         elif kind == "twice":  # two holders of one storage
@@ -464,7 +346,17 @@ def random_case(
     if dice.random() < 0.5:  # the loss reads a storage that the model may keep as well
         number = sketch.values[dice.choice([out, joined, *known])].storage
         loss.append(Keep(f"storage/{number}", sketch.storages[number].nbytes))
-    return Case(sketch.build([out], head=head), tuple(loss))
+    for i, op in enumerate(sketch.ops):
+        if dice.random() < 0.3:
+            space = Workspace(forward_bytes=dice.randint(0, 200), backward_bytes=dice.randint(0, 200))
+            sketch.ops[i] = replace(op, workspace=space)
+    for name in sketch.layers:
+        if dice.random() < 0.06 and name not in head:
+            sketch.freeze(name)
+    loss_cost = LossCost(
+        target_bytes=dice.randint(0, 40), forward_bytes=dice.randint(0, 300), backward_bytes=dice.randint(0, 300)
+    )
+    return Case(sketch.build([out], head=head), tuple(loss), loss_cost)
 
 
 def _measured_keeps(dice: Random, sketch: Sketch, operands: tuple[str, ...]) -> list[MeasuredKeep]:
@@ -486,13 +378,13 @@ def random_importance(graph: ModelGraph, seed: int, *, zeros: float = 0.1) -> Im
     """Log-normal energies, some of them zero."""
     generator = np.random.default_rng(seed)
     energy = {}
-    for layer in graph.layers:
-        values = np.exp(generator.normal(0, 1.5, size=layer.weight_shape[1] * layer.groups))
+    for layer in graph.units:
+        values = np.exp(generator.normal(0, 1.5, size=channels_of(layer)))
         energy[layer.name] = values * (generator.random(len(values)) >= zeros)
     return Importance(
         energy=energy,
         norms={name: np.sqrt(values) for name, values in energy.items()},
-        bias_energy={x.name: float(np.exp(generator.normal())) for x in graph.layers if x.bias},
+        bias_energy={x.name: float(np.exp(generator.normal())) for x in graph.units if x.bias},
         fingerprint=graph.fingerprint,
         source="random",
     )
@@ -503,11 +395,11 @@ def updates_of(draw: st.DrawFn, graph: ModelGraph) -> tuple[dict[str, int], froz
     """Quotas, biases and layers in full, all at random (the head may be left out)."""
     quotas: dict[str, int] = {}
     full: set[str] = set()
-    for layer in graph.layers:
+    for layer in graph.units:
         if draw(st.integers(0, 5)) == 0 or (layer.name in graph.head and draw(st.booleans())):
             full.add(layer.name)
         else:
-            quotas[layer.name] = draw(st.integers(0, layer.weight_shape[1] * layer.groups))
-    with_bias = [layer.name for layer in graph.layers if layer.bias]
+            quotas[layer.name] = draw(st.integers(0, channels_of(layer)))
+    with_bias = [layer.name for layer in graph.units if layer.bias]
     biases = draw(st.sets(st.sampled_from(with_bias))) if with_bias else set()
     return quotas, frozenset(biases), frozenset(full)

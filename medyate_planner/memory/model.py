@@ -55,9 +55,7 @@ class Step:
 class MemoryModel:
     """Costs of a `ModelGraph`, worked out once."""
 
-    def __init__(
-        self, graph: ModelGraph, *, loss: tuple[Keep, ...] = (), loss_cost: LossCost = LossCost()
-    ) -> None:
+    def __init__(self, graph: ModelGraph, *, loss: tuple[Keep, ...] = (), loss_cost: LossCost = LossCost()) -> None:
         self.graph = graph
         self.loss = loss
         self.loss_cost = loss_cost

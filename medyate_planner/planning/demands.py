@@ -6,7 +6,7 @@ plan keeps every limit: what is forced with the least quotas, or else the cheape
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -28,19 +28,18 @@ class Demand:
 
 def smallest_plan(request: PlanRequest) -> Updates | None:
     """The cheapest updates that a plan may consist of. None when there is nothing to buy, or operations forbid all."""
-    if request.forced:
-        forced = {layer.name: request.least(layer) for layer in request.layers if layer.name in request.forced}
-        return request.updates(forced)
-    candidates = [request.updates({}, frozenset({layer.name})) for layer in request.biases]
-    candidates += [request.updates({layer.name: request.least(layer)}) for layer in request.layers]
-    allowed = [u for u in candidates if request.max_flops is None or request.flops.training(u) <= request.max_flops]
+    allowed = [
+        updates
+        for updates in _candidates(request)
+        if request.max_flops is None or request.flops.training(updates) <= request.max_flops
+    ]
     if not allowed:
         return None
     return min(allowed, key=lambda updates: scope_bytes(request, updates))
 
 
 def require_possible(request: PlanRequest) -> Updates:
-    """The smallest plan, if it keeps every limit.
+    """A plan from which nothing can be taken, and which keeps every limit.
 
     Raises:
         InputError: nothing can be updated at all.
@@ -51,9 +50,9 @@ def require_possible(request: PlanRequest) -> Updates:
         raise InputError(
             "there is nothing to plan: no layer beside the head can be updated; see --forbid-layer and --head"
         )
-    smallest = smallest_plan(request)
-    if smallest is not None and fits(request, smallest):
-        return smallest
+    found = next((updates for updates in _candidates(request) if fits(request, updates)), None)
+    if found is not None:
+        return found
     conflict = smallest_conflict(request)
     unlimited = replace(request, budget_bytes=_UNLIMITED, margin_ratio=0.0)
     cheapest = smallest_plan(unlimited)
@@ -66,6 +65,16 @@ def require_possible(request: PlanRequest) -> Updates:
         spent_on=spent_on(request, cheapest),
         demands=tuple(d.text for d in conflict),
     )
+
+
+def _candidates(request: PlanRequest) -> Iterator[Updates]:
+    """The plans that nothing can be taken from: what is forced, or each single unit, the last ones (which have the
+    shortest reach) first."""
+    if request.forced:
+        yield request.updates({x.name: request.least(x) for x in request.layers if x.name in request.forced})
+        return
+    yield from (request.updates({}, frozenset({layer.name})) for layer in reversed(request.biases))
+    yield from (request.updates({layer.name: request.least(layer)}) for layer in reversed(request.layers))
 
 
 def smallest_conflict(request: PlanRequest) -> tuple[Demand, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from medyate_planner.memory.channels import INDEX_BYTES
+from medyate_planner.planning.capacity import capacity
 from medyate_planner.planning.holding import KILO, Choices, Holding
 from medyate_planner.planning.peak_budget import limit_peak_bytes
 from medyate_planner.planning.program import Expression, Program
@@ -33,6 +34,7 @@ class Formulation:
         self.updated: dict[str, Expression] = {}
         self.bias: dict[str, Expression] = {}
         self.value_scale = self._largest_value() or 1.0
+        self.capacity = capacity(request, limit_bytes)
 
     @property
     def choices(self) -> Choices:
@@ -56,10 +58,16 @@ class Formulation:
         return self
 
     def choose_channels(self) -> None:
-        """least z_l <= n_l <= most z_l, n_l a multiple of g (the granularity); forced layers have z_l = 1."""
+        """least z_l <= n_l <= most z_l, n_l a multiple of g (the granularity); forced layers have z_l = 1.
+
+        `most` is what fits if nothing else is bought (capacity.py); a layer of which nothing fits gets no variable.
+        """
         granularity = self.request.granularity
         for layer in self.request.layers:
-            most, least = (q // granularity for q in (self.request.most(layer), self.request.least(layer)))
+            most = self.capacity.quotas[layer.name] // granularity
+            if not most:
+                continue
+            least = self.request.least(layer) // granularity
             low = 1 if layer.name in self.request.forced else 0
             z = self.program.variable(f"z_{layer.name}", low, 1, "Integer" if low else "Binary")
             units = self.program.variable(f"n_{layer.name}", 0, most, "Integer")
@@ -70,7 +78,8 @@ class Formulation:
     def choose_biases(self) -> None:
         """b_l for every bias that may be bought."""
         for layer in self.request.biases:
-            self.bias[layer.name] = self.program.variable(f"b_{layer.name}", 0, 1, "Binary")
+            if layer.name not in self.capacity.beyond_reach:
+                self.bias[layer.name] = self.program.variable(f"b_{layer.name}", 0, 1, "Binary")
 
     def buy_something(self) -> None:
         """A plan buys at least one unit beyond the head."""

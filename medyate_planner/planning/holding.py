@@ -64,10 +64,14 @@ class Holding:
         return not is_zero(self.reached.get(name, 0.0))
 
     def _reach(self, step: Step) -> None:
-        """x_v >= z_l, b_l at every call site v of l, and x_v >= x_u for every source u of v."""
+        """x_v >= z_l, b_l at every call site v of l, and x_v >= x_u for every source u of v.
+
+        Integer, because "is anything updated up to here?" is the question to branch on: with continuous ones a zoo
+        network took 17 s where this takes 0.3 s.
+        """
         causes = [self.reached[s] for s in step.op.sources if self.may_be_reached(s)]
         causes += self._updated_at(step)
-        self.reached[step.op.name] = self.program.any_of(causes, f"x_{step.op.name}")
+        self.reached[step.op.name] = self.program.any_of(causes, f"x_{step.op.name}", kind="Integer")
 
     def _grown(self, step: Step) -> Iterator[tuple[Keep, Expression]]:
         """Bytes that this operator newly keeps: the growth of k_s when one more holder may be active."""

@@ -12,6 +12,7 @@ from medyate_planner.errors import InputError, PlanMismatchError
 from medyate_planner.files import read_text, write_text
 from medyate_planner.graph import LayerKind, ModelGraph
 from medyate_planner.memory.model import Updates
+from medyate_planner.planning.explanation import Explanation
 
 SCHEMA_VERSION = 1
 
@@ -155,6 +156,7 @@ class Plan(_Part):
     biases: tuple[str, ...] = ()
     sampling: Sampling = Sampling()
     importance: ImportanceRef
+    explanation: Explanation | None = Field(default=None, description="why each layer is in or out, if asked for")
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:

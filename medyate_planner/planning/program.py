@@ -38,8 +38,11 @@ class Program:
     def sum(self, terms: Sequence[Expression]) -> Expression:
         return self.pulp.lpSum(terms)
 
-    def any_of(self, causes: Sequence[Expression], name: str) -> Expression:
-        """The maximum of binaries: a constant or the one cause where that suffices, else a variable above each."""
+    def any_of(self, causes: Sequence[Expression], name: str, *, kind: str = "Continuous") -> Expression:
+        """The maximum of binaries: a constant or the one cause where that suffices, else a variable above each.
+
+        It takes whole values of itself, so its kind only tells the solver whether to branch on it.
+        """
         if any(isinstance(c, float) and c >= 1.0 for c in causes):
             return 1.0
         distinct = [c for c in causes if not isinstance(c, float)]
@@ -50,7 +53,7 @@ class Program:
             return distinct[0]
         key = tuple(sorted(id(c) for c in distinct))
         if key not in self._maxima:
-            variable = self.variable(name, 0, 1)
+            variable = self.variable(name, 0, 1, kind)
             for i, cause in enumerate(distinct):
                 self.require(variable >= cause, f"{name}_because_{i}")
             self._maxima[key] = variable

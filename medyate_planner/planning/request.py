@@ -62,7 +62,8 @@ class PlanRequest:
 
     `margin_ratio` is kept free of the budget, for what an allocator adds; `weights_in` "flash" leaves parameters and
     buffers out of scope `peak`; `max_flops` limits one training step (memory.flops). `head` "channels" sells the head
-    by channels like any other layer instead of training it in full.
+    by channels like any other layer instead of training it in full. `magnitudes` are mean squares of the pre-trained
+    weights by channel, by which strategy sparse-update chooses.
     """
 
     memory: MemoryModel
@@ -89,6 +90,7 @@ class PlanRequest:
     lp_file: Path | None = None
     seed: int = 0
     settings: StrategySettings = field(default_factory=StrategySettings)
+    magnitudes: Importance | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (

@@ -14,7 +14,7 @@ from importlib import resources
 from itertools import groupby
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from medyate_planner.reporting.page_sections import css_class, description_of, meaning_of, page_of
@@ -26,18 +26,29 @@ _IN_JSON = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 def render_html(report: MemoryReport) -> str:
     """Draw a memory report as one self-contained page; the same report gives the same bytes."""
-    style, script = _asset("page.css"), _asset("page.js")
-    environment = Environment(
-        autoescape=True, finalize=_printable, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_asset("report.html")).render(
+    script = _asset("page.js")
+    return fill_template(
+        "report.html",
+        styles=("page.css",),
         page=page_of(report),
         data=Markup(embedded_json(drawing_of(report.steps))),
-        style=Markup(style),
         script=Markup(script),
-        style_hash=_hash(style),
         script_hash=_hash(script),
     )
+
+
+def fill_template(name: str, *, styles: Iterable[str], **context: Any) -> str:
+    """One of our templates with its style sheets inside, whose hash its security policy names; all text is escaped."""
+    environment = Environment(
+        autoescape=True,
+        finalize=_printable,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=DictLoader({"macros.html": _asset("macros.html")}),
+    )
+    style = "".join(map(_asset, styles))
+    return environment.from_string(_asset(name)).render(style=Markup(style), style_hash=_hash(style), **context)
 
 
 def printable(text: str) -> str:

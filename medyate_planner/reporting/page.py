@@ -12,7 +12,7 @@ class Cell:
     """One cell: what is shown, what it is sorted by, a smaller second line, a bar of 0 to 100 percent."""
 
     text: str
-    value: int | None = None
+    value: float | None = None
     note: str = ""
     bar_percent: float | None = None
     alert: bool = False

@@ -153,10 +153,8 @@ def planned(made_ready: Subject, updates: Updates, counter: Counter, seed: int) 
 def random_updates(made_ready: Subject, seed: int) -> Updates:
     """From a few layers to most of them; quotas, biases alone, layers in full."""
     dice = random.Random(seed)
-    chosen = [
-        layer for layer in made_ready.graph.layer_by_name.values() if dice.random() < dice.choice([0.1, 0.5, 0.9])
-    ]
-    chosen = chosen or [made_ready.graph.layers[-1]]
+    layers = list(made_ready.graph.layer_by_name.values())
+    chosen = [layer for layer in layers if dice.random() < dice.choice([0.1, 0.5, 0.9])] or layers[-1:]
     full = {layer.name for layer in chosen if dice.random() < 0.2}
     biases = {layer.name for layer in chosen if layer.bias and dice.random() < 0.5}
     quotas = {x.name: dice.randint(0 if x.name in biases else 1, x.channels) for x in chosen if x.name not in full}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from builders import Sketch, simulate
+from builders import Sketch
+from simulation import simulate
 
 from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from medyate_planner.planning.decision import Decision
+from medyate_planner.planning.limits import require_allowed
 from medyate_planner.planning.recompute import require_fit
 from medyate_planner.planning.request import PlanRequest
 
@@ -12,8 +13,10 @@ def full(request: PlanRequest) -> Decision:
 
     Raises:
         InfeasibleBudgetError: the budget is too small for that.
+        ContradictionError: a limit on layers or operations is broken whatever the budget.
     """
     quotas = {layer.name: request.most(layer) for layer in request.layers}
     updates = request.updates(quotas, frozenset(layer.name for layer in request.biases))
+    require_allowed(request, updates, strategy="full")
     require_fit(request, updates, spent_on="all channels of all layers")
     return Decision(updates=updates, strategy="full", status="optimal")

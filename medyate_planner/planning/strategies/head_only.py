@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from medyate_planner.errors import InputError
 from medyate_planner.planning.decision import Decision
+from medyate_planner.planning.limits import require_allowed
 from medyate_planner.planning.recompute import require_fit
 from medyate_planner.planning.request import PlanRequest
 
@@ -13,10 +14,12 @@ def head_only(request: PlanRequest) -> Decision:
 
     Raises:
         InfeasibleBudgetError: the head alone is above the budget.
+        ContradictionError: layers are forced, or operations forbid even that.
         InputError: the model has no head.
     """
     if not request.head:
         raise InputError("strategy head-only needs a head that is trained in full")
     updates = request.updates({})
+    require_allowed(request, updates, strategy="head-only")
     require_fit(request, updates, spent_on="the head alone")
     return Decision(updates=updates, strategy="head-only", status="optimal")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medyate_planner.planning.decision import Decision
-from medyate_planner.planning.demands import require_possible
+from medyate_planner.planning.demands import require_possible, smallest_plan
 from medyate_planner.planning.request import PlanRequest
 from medyate_planner.planning.solve import solve
 
@@ -16,8 +16,10 @@ def optimal(request: PlanRequest) -> Decision:
         ContradictionError: the demands contradict each other.
         InputError: the model has no layer that could be updated.
     """
-    smallest = require_possible(request)
+    require_possible(request)
     decision = solve(request)
     if decision is None:  # the budget is the minimum to the byte, and the solver's tolerances say no
+        smallest = smallest_plan(request)
+        assert smallest is not None  # it was possible
         return Decision(updates=smallest, strategy="optimal", status="feasible", gap_ratio=1.0)
     return decision
