@@ -18,22 +18,27 @@ if TYPE_CHECKING:
     from medyate_planner.errors import InfeasibleBudgetError, InputError, MedyateError
     from medyate_planner.importance.energy import Importance
     from medyate_planner.planning.plan import Plan
+    from medyate_planner.reporting.frontier_view import FrontierReport
     from medyate_planner.reporting.verification import Verification
     from medyate_planner.reporting.view import MemoryReport
     from medyate_planner.survey import report
+    from medyate_planner.sweep import frontier
     from medyate_planner.training.loop import Batches, Recipe
     from medyate_planner.training.session import Session
 
 _HOMES = {
-    "plan": "api", "prepare": "api", "rank": "api", "report": "survey", "train": "api", "verify": "api",
+    "frontier": "sweep", "plan": "api", "prepare": "api", "rank": "api", "report": "survey", "train": "api",
+    "verify": "api",
     "InfeasibleBudgetError": "errors", "InputError": "errors", "MedyateError": "errors",
     "Importance": "importance.energy", "Plan": "planning.plan",
-    "Verification": "reporting.verification", "MemoryReport": "reporting.view",
+    "FrontierReport": "reporting.frontier_view", "MemoryReport": "reporting.view",
+    "Verification": "reporting.verification",
     "Batches": "training.loop", "Recipe": "training.loop", "Session": "training.session",
 }  # fmt: skip
 
 __all__ = [
     "Batches",
+    "FrontierReport",
     "Importance",
     "InfeasibleBudgetError",
     "InputError",
@@ -43,6 +48,7 @@ __all__ = [
     "Recipe",
     "Session",
     "Verification",
+    "frontier",
     "plan",
     "prepare",
     "rank",

@@ -16,6 +16,7 @@ from medyate_planner.importance.metrics import channel_scores
 from medyate_planner.memory.model import Updates
 from medyate_planner.memory.timeline import footprint
 from medyate_planner.planfile import plan_from
+from medyate_planner.planning.explain import explain as explanation_of
 from medyate_planner.planning.plan import ImportanceRef, Plan, Sampling
 from medyate_planner.planning.request import PlanRequest
 from medyate_planner.planning.sampling import draw
@@ -133,6 +134,7 @@ def plan(
     model_facts: Mapping[str, Any] | None = None,
     importance_file: ImportanceRef | None = None,
     request: Mapping[str, Any] | None = None,
+    explain: bool = False,
     **options: Any,
 ) -> Plan:
     """Decide which layers are updated and how many channels in each, under a memory budget.
@@ -148,6 +150,7 @@ def plan(
         model_facts: How to build the model again (spec, weights, num_classes, input_shape), for the file.
         importance_file: Name and hash of the importance file.
         request: Further keys of `PlanRequest`: scope, objective, curve, max_layers, granularity, settings, ...
+        explain: Also say why each layer is in or out, and what more bytes would buy (`Plan.explanation`).
         options: As `subject_of`.
 
     Raises:
@@ -159,19 +162,23 @@ def plan(
     if strategy not in STRATEGIES:
         raise InputError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
     subject = as_subject(model, example_inputs, options)
+    asked = request_of(subject, importance, parse_bytes(budget), request or {})
+    decision = STRATEGIES[strategy](asked)
+    reference = importance_file or ImportanceRef(source=asked.importance.source)
+    made = plan_from(subject, asked, decision, sampling or Sampling(), model_facts or {}, reference)
+    return made.model_copy(update={"explanation": explanation_of(asked, decision)}) if explain else made
+
+
+def request_of(
+    subject: Subject, importance: Importance | None, budget_bytes: int, further: Mapping[str, Any]
+) -> PlanRequest:
+    """A planning problem for a subject; without importance, by mean squared weights."""
     magnitudes = from_weights(subject.graph, dict(subject.traced.module.named_parameters(remove_duplicate=False)))
     importance = importance or magnitudes
     importance.check(subject.graph)
-    asked = PlanRequest(
-        memory=subject.memory,
-        importance=importance,
-        magnitudes=magnitudes,
-        budget_bytes=parse_bytes(budget),
-        **dict(request or {}),
+    return PlanRequest(
+        memory=subject.memory, importance=importance, magnitudes=magnitudes, budget_bytes=budget_bytes, **dict(further)
     )
-    decision = STRATEGIES[strategy](asked)
-    reference = importance_file or ImportanceRef(source=importance.source)
-    return plan_from(subject, asked, decision, sampling or Sampling(), model_facts or {}, reference)
 
 
 def prepare(model: nn.Module, plan: Plan, importance: Importance | None = None) -> Session:

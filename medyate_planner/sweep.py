@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from medyate_planner.api import request_of
 from medyate_planner.errors import InputError
-from medyate_planner.importance.energy import Importance, from_weights
+from medyate_planner.importance.energy import Importance
 from medyate_planner.planfile import plan_from
 from medyate_planner.planning.frontier import Frontier, checked_budgets, parse_budgets, trace_frontier
 from medyate_planner.planning.plan import ImportanceRef, Plan, Sampling
-from medyate_planner.planning.request import PlanRequest
 from medyate_planner.planning.strategies import STRATEGIES
 from medyate_planner.reporting.frontier_view import FrontierReport, frontier_report
 from medyate_planner.subject import Subject, as_subject
@@ -71,16 +71,7 @@ def trace_budgets(
     if strategy not in STRATEGIES:
         raise InputError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
     amounts = read_budgets(budgets)
-    magnitudes = from_weights(subject.graph, dict(subject.traced.module.named_parameters(remove_duplicate=False)))
-    importance = importance or magnitudes
-    importance.check(subject.graph)
-    asked = PlanRequest(
-        memory=subject.memory,
-        importance=importance,
-        magnitudes=magnitudes,
-        budget_bytes=amounts[-1],
-        **dict(request or {}),
-    )
+    asked = request_of(subject, importance, amounts[-1], request or {})
     return trace_frontier(asked, amounts, STRATEGIES[strategy], on_point=on_point)
 
 

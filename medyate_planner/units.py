@@ -65,3 +65,32 @@ def format_count(count: int) -> str:
         if count >= limit or (limit > 1000 and count / limit >= 0.99995):
             return f"{count / limit:.1f} {unit}"
     return str(count)
+
+
+def parse_ratio(text: str, *, what: str) -> float:
+    """Read `10%` or `0.1` as 0.1.
+
+    Raises:
+        InputError: no number, or below 0.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(%?)\s*", text)
+    if not match:
+        raise InputError(f"{what}: {text!r} is not a share; write it as 10% or 0.1")
+    return float(match.group(1)) / (100 if match.group(2) else 1)
+
+
+def parse_flops(text: str, full_flops: int, *, what: str = "--max-flops") -> int:
+    """Read a number of operations: `800M`, `1.2G`, `1200000000`, or `50%` of full fine-tuning's.
+
+    Raises:
+        InputError: no number, an unknown unit, or less than 1.
+    """
+    match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*(%|[kKMGT]?)(?:FLOPs?|FLOP)?\s*", text)
+    if not match:
+        raise InputError(f"{what}: {text!r} is not a number of operations; write it as 800M, 1.2G, or 50% of full's")
+    number, unit = float(match.group(1).replace("_", "").replace(",", "")), match.group(2)
+    factor = full_flops / 100 if unit == "%" else {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[unit]
+    flops = int(number * factor)
+    if flops < 1:
+        raise InputError(f"{what}: {text!r} is less than one operation")
+    return flops

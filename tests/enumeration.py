@@ -9,12 +9,12 @@ from fnmatch import fnmatchcase
 from fractions import Fraction
 from functools import cached_property
 from itertools import product
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import Case, channels_of, random_importance
-from hypothesis import strategies as st
+from builders import Case, channels_of, random_case, random_importance
 from live_peak import LivePeak
 from simulation import bias_bytes, compact_bytes, simulate, simulate_flops, slice_of_a_channel, upstream_of_outputs
 
@@ -72,12 +72,11 @@ class Sides:
 
 @dataclass(frozen=True)
 class Option:
-    """One possible plan, its price, its operations and its worth."""
+    """One possible plan, its price and its worth."""
 
     quotas: Mapping[str, int]
     biases: frozenset[str]
     price: int
-    flops: int
     worth: float
 
 
@@ -160,7 +159,7 @@ class Problem:
         sides = self.sides
         return (
             (sides.max_layers is None or len(option.quotas) <= sides.max_layers)
-            and (sides.max_flops is None or option.flops <= sides.max_flops)
+            and (sides.max_flops is None or self.flops(option.quotas, option.biases) <= sides.max_flops)
             and self.forced <= set(option.quotas)
         )
 
@@ -178,7 +177,6 @@ class Problem:
                         quotas=quotas,
                         biases=biases,
                         price=self.price(quotas, biases),
-                        flops=self.flops(quotas, biases),
                         worth=sum(interpolated[name][n] for name, n in quotas.items())
                         + sum(of_biases[name] for name in biases),
                     )
@@ -221,8 +219,7 @@ class Problem:
         for_sale = {offer.unit.name: offer for offer in self.offers}
         assert all(n in for_sale[name].quotas and n > 0 for name, n in quotas.items())
         assert all(for_sale[name].bias for name in biases)
-        flops = self.flops(quotas, biases) if self.sides.max_flops else 0
-        assert self.allows(Option(quotas, biases, 0, flops, 0.0))
+        assert self.allows(Option(quotas, biases, 0, 0.0))
         worth = self.worth(quotas, biases, exact=False)
         assert decision.facts["interpolated_objective"] == pytest.approx(worth, rel=1e-9)
         loss = self.worth(quotas, biases, exact=True) - worth
@@ -244,51 +241,51 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def draw_problem(data: st.DataObject, case: Case, seed: int, scope: str, *, most_options: int = 3000) -> Problem:
-    """Half of the time no side constraints but scope, objective, curve, metric and where the weights are."""
-    draw = data.draw
+def random_problem(dice: Random, scope: str, *, most_options: int = 1500) -> Problem:
+    """Half of the time no side constraints but on what the scope, the objective and the curve are."""
+    case = random_case(dice.getrandbits(32), max_plans=300)
     sides = Sides(
         scope=scope,
-        objective=draw(st.sampled_from(["norm", "energy"])),
-        curve=draw(st.sampled_from(["uniform", "top"])),
-        metric=draw(st.sampled_from(["raw", "raw", "rgn", "lara"])),
-        weights_in=draw(st.sampled_from(["ram", "flash"])) if scope == "peak" else "ram",
-        buy_biases=draw(st.sampled_from([True, True, False])),
-        buy_norm_scales=draw(st.booleans()),
+        objective=dice.choice(["norm", "energy"]),
+        curve=dice.choice(["uniform", "top"]),
+        metric=dice.choice(["raw", "raw", "rgn", "lara"]),
+        weights_in=dice.choice(["ram", "flash"]) if scope == "peak" else "ram",
+        buy_biases=dice.random() < 0.7,
+        buy_norm_scales=dice.random() < 0.5,
     )
-    problem = Problem(case, random_importance(case.graph, seed), sides)
-    if draw(st.booleans()):
-        problem = problem.with_sides(**draw(_constraints(case)))
-        if problem.size > most_options:
-            problem = problem.with_sides(head_mode="full")
+    problem = Problem(case, random_importance(case.graph, dice.getrandbits(32)), sides)
+    if dice.random() < 0.4:
+        return problem
+    problem = problem.with_sides(**random_constraints(dice, case))
+    if problem.size > most_options:
+        problem = problem.with_sides(head_mode="full")
+    if dice.random() < 0.4:
         forced = len(problem.forced)
-        if draw(st.booleans()):
-            problem = problem.with_sides(max_layers=draw(st.integers(max(1, forced), forced + 2)))
-        if problem.options and draw(st.booleans()):
-            flops = sorted({option.flops for option in problem.options})
-            problem = problem.with_sides(max_flops=max(1, draw(st.sampled_from(flops))))
+        problem = problem.with_sides(max_layers=dice.randint(max(1, forced), forced + 2))
+    if problem.options and dice.random() < 0.4:
+        flops = sorted({problem.flops(option.quotas, option.biases) for option in problem.options})
+        problem = problem.with_sides(max_flops=max(1, dice.choice(flops)))
     return problem
 
 
-@st.composite
-def _constraints(draw: st.DrawFn, case: Case) -> dict[str, Any]:
+def random_constraints(dice: Random, case: Case) -> dict[str, Any]:
     """Constraints on single units, such that a request with them is accepted."""
     sizes = {unit.name: channels_of(unit) for unit in case.graph.units}
     upstream = upstream_of_outputs(case.graph)
-    live = [unit.name for unit in case.graph.units if any(site in upstream for site in unit.sites)]
-    granularity = draw(st.sampled_from([1, 1, 2, 3]))
-    min_quota = draw(st.sampled_from([1, 1, 2, 3]))
-    max_quota = draw(st.sampled_from([None, None, max(granularity, min_quota), max(granularity, min_quota) + 1]))
-    head_mode = draw(st.sampled_from(["full", "channels"]))
-    forbidden = draw(st.lists(st.sampled_from(list(sizes)), max_size=1))
-    may_force = [name for name in live if name not in forbidden and sizes[name] >= granularity]
-    forced = draw(st.lists(st.sampled_from(may_force), max_size=2, unique=True)) if may_force else []
+    granularity, min_quota = dice.choice([1, 1, 2, 3]), dice.choice([1, 1, 2, 3])
+    least = max(granularity, min_quota)
+    forbidden = dice.sample(sorted(sizes), k=dice.randint(0, 1))
+    may_force = [
+        unit.name
+        for unit in case.graph.units
+        if upstream & set(unit.sites) and unit.name not in forbidden and sizes[unit.name] >= granularity
+    ]
     return {
         "granularity": granularity,
         "min_quota": min_quota,
-        "max_quota": max_quota,
-        "head_mode": head_mode,
-        "margin_ratio": draw(st.sampled_from([0.0, 0.1, 0.07, 0.5, 1.25])),
-        "force_layers": tuple(forced),
+        "max_quota": dice.choice([None, None, least, least + 1]),
+        "head_mode": dice.choice(["full", "channels"]),
+        "margin_ratio": dice.choice([0.0, 0.1, 0.07, 0.5, 1.25]),
+        "force_layers": tuple(dice.sample(may_force, k=min(len(may_force), dice.choice([0, 0, 0, 1, 1, 2])))),
         "forbid_layers": tuple(forbidden),
     }

@@ -111,7 +111,13 @@ def bias_bytes(layer: Layer) -> int:
     return layer.weight_shape[0] * FLOAT_BYTES if layer.bias else 0
 
 
+_UPSTREAM: dict[int, tuple[ModelGraph, set[str]]] = {}
+
+
 def upstream_of_outputs(graph: ModelGraph) -> set[str]:
+    """Operators that an output is made of; remembered, because brute force asks often."""
+    if id(graph) in _UPSTREAM and _UPSTREAM[id(graph)][0] is graph:
+        return _UPSTREAM[id(graph)][1]
     by_name = {op.name: op for op in graph.ops}
     found: set[str] = set()
     waiting = list(graph.outputs)
@@ -120,6 +126,8 @@ def upstream_of_outputs(graph: ModelGraph) -> set[str]:
         if name in by_name and name not in found:
             found.add(name)
             waiting += by_name[name].sources
+    _UPSTREAM.clear()
+    _UPSTREAM[id(graph)] = (graph, found)
     return found
 
 

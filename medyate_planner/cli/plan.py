@@ -10,31 +10,34 @@ from cyclopts import Parameter
 
 from medyate_planner.cli.options import ModelOptions, OutputOptions, check_output, load, make_subject
 from medyate_planner.cli.output import emit_json, say, show
+from medyate_planner.cli.plan_options import (
+    BudgetOptions,
+    BuyOptions,
+    PlanOptions,
+    StrategyOptions,
+    ValueOptions,
+)
+from medyate_planner.cli.rebuild import read_importance
 
 
 def plan(
     model: str,
     /,
     *,
-    budget: str,
+    budget: str | None = None,
+    budgets: str | None = None,
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
+    plans: Path | None = None,
     importance: Path | None = None,
-    scope: str = "training",
     strategy: str = "optimal",
-    objective: str = "norm",
-    curve: str = "uniform",
-    sampling: str = "uniform",
-    alpha: float = 1.0,
+    explain: Annotated[bool, Parameter(negative="")] = False,
     update: str = "fused",
     optimizer: str = "sgd",
     norm: str = "frozen",
-    biases: bool = True,
-    max_layers: int | None = None,
-    granularity: int = 1,
-    force_layer: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
-    forbid_layer: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
-    gap: float = 1e-3,
-    time_limit: float | None = None,
+    limits: BudgetOptions = BudgetOptions(),
+    buy: BuyOptions = BuyOptions(),
+    value: ValueOptions = ValueOptions(),
+    settings: StrategyOptions = StrategyOptions(),
     options: ModelOptions = ModelOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> int:
@@ -48,49 +51,27 @@ def plan(
         As for `medyate report`.
     budget
         Such as 512kB (1000 B each), 512KiB (1024 B each) or 0.5MB.
+    budgets
+        Several, to see what each buys: 64kB:2MB:12 (from, to, how many) or a list 64kB,512kB.
     output
-        Write plan.json here.
+        Write plan.json here; with --budgets a .json, .csv, .png, .svg or .html of the curve.
+    plans
+        With --budgets: write one plan file each into this folder.
     importance
-        File from `medyate rank`; without it, mean squared weight per channel.
-    scope
-        training: the largest moment of a step; update: plain sum of gradients and selected activations.
+        File from `medyate rank`, or your own numbers (.json); without it, mean squared weight per channel.
     strategy
-        optimal (exact integer program), head-only or full.
-    objective
-        norm (root of captured energy per layer) or energy.
-    curve
-        uniform, weighted or top: how n channels are valued.
-    sampling
-        uniform, weighted, top or static: how channels are redrawn each epoch.
-    alpha
-        Exponent of the importance in weighted sampling.
+        optimal (exact integer program), or one of the published ones; a wrong name lists them all.
+    explain
+        Say of each layer why it is in or out, and what the next 100 kB would buy.
     update
         fused: updates happen during backward.
     optimizer
         sgd.
     norm
         frozen: norms use their stored statistics.
-    biases
-        Also buy biases.
-    max_layers
-        Update at most this many layers.
-    granularity
-        Quotas are multiples of this.
-    force_layer
-        Pattern of layers that must be updated.
-    forbid_layer
-        Pattern of layers that must not be updated.
-    gap
-        Relative gap at which the solver may stop; 0 proves the optimum.
-    time_limit
-        Seconds for the solver.
     """
-    from medyate_planner.api import plan as make_plan
     from medyate_planner.errors import InputError
-    from medyate_planner.importance.energy import Importance
-    from medyate_planner.planning.plan import Sampling
-    from medyate_planner.reporting.text import render_plan
-    from medyate_planner.units import parse_bytes
+    from medyate_planner.planning.strategies import STRATEGIES
 
     for name, given, known in (
         ("--optimizer", optimizer, "sgd"),
@@ -99,30 +80,42 @@ def plan(
     ):
         if given != known:
             raise InputError(f"{name} {given} is not available in this version; choose {known}")
-    _check_sampling(sampling, importance, alpha)
+    if strategy not in STRATEGIES:
+        raise InputError(f"--strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
+    if (budget is None) == (budgets is None):
+        raise InputError("expected --budget (one plan) or --budgets (what each of several buys), and one of them only")
+    if plans is not None and budgets is None:
+        raise InputError("--plans belongs to --budgets; for one plan pass -o FILE")
+    _check_sampling(value, importance)
+    chosen = PlanOptions(budget=limits, buy=buy, value=value, strategy=settings)
+    if budgets is not None:
+        return _frontier(model, budgets, (output, plans), importance, strategy, chosen, options, out)
+    return _one(model, str(budget), output, importance, strategy, chosen, options, out, explain=explain)
+
+
+def _one(
+    model: str,
+    budget: str,
+    output: Path | None,
+    importance: Path | None,
+    strategy: str,
+    chosen: PlanOptions,
+    options: ModelOptions,
+    out: OutputOptions,
+    *,
+    explain: bool,
+) -> int:
+    from medyate_planner.api import plan as make_plan
+    from medyate_planner.reporting.text import render_plan
+    from medyate_planner.units import parse_bytes
+
     budget_bytes = parse_bytes(budget)
     check_output(output, force=out.force)
-    measured = Importance.load(importance) if importance else None
-    loaded = load(model, options)
-    say(f"model: {loaded.spec}, weights: {loaded.weights_source}")
-    if measured is None:
-        say("importance: mean squared weight per channel (no data seen); measure it with `medyate rank`")
-    request: dict[str, Any] = {
-        "scope": scope, "objective": objective, "curve": curve, "buy_biases": biases, "max_layers": max_layers,
-        "granularity": granularity, "force_layers": force_layer, "forbid_layers": forbid_layer,
-        "gap_ratio": gap, "time_limit_seconds": time_limit, "seed": options.seed,
-    }  # fmt: skip
+    facts = _prepare(model, importance, chosen, options)
     made = make_plan(
-        make_subject(loaded, options),
-        None,
-        budget_bytes,
-        measured,
-        strategy=strategy,
-        sampling=Sampling(method=sampling, seed=options.seed, alpha=alpha),  # type: ignore[arg-type]
-        model_facts=model_facts(loaded, options),
-        importance_file=_reference(importance, measured),
-        request=request,
-    )
+        facts["subject"], None, budget_bytes, facts["importance"], strategy=strategy, sampling=facts["sampling"],
+        model_facts=facts["model_facts"], importance_file=facts["reference"], request=facts["request"], explain=explain,
+    )  # fmt: skip
     if output is not None:
         made.save(output, force=out.force)
         say(f"wrote {output}")
@@ -131,6 +124,56 @@ def plan(
     else:
         show(render_plan(made))
     return 0
+
+
+def _frontier(
+    model: str,
+    budgets: str,
+    files: tuple[Path | None, Path | None],
+    importance: Path | None,
+    strategy: str,
+    chosen: PlanOptions,
+    options: ModelOptions,
+    out: OutputOptions,
+) -> int:
+    from medyate_planner.cli.frontier import check_frontier, run_frontier
+
+    check_frontier(budgets, *files, force=out.force)
+    facts = _prepare(model, importance, chosen, options)
+    return run_frontier(
+        facts["subject"], facts["loaded"], facts["request"], strategy, budgets, *files, facts["sampling"],
+        facts["model_facts"], facts["reference"], facts["importance"], out,
+    )  # fmt: skip
+
+
+def _prepare(model: str, importance: Path | None, chosen: PlanOptions, options: ModelOptions) -> dict[str, Any]:
+    """The model traced, the importance read, the options as a request."""
+    from medyate_planner.planning.plan import Sampling
+
+    if importance is not None and importance.suffix != ".json":
+        _exists(importance)
+    loaded = load(model, options)
+    say(f"model: {loaded.spec}, weights: {loaded.weights_source}")
+    subject = make_subject(loaded, options)
+    measured = read_importance(importance, subject)
+    if measured is None:
+        say("importance: mean squared weight per channel (no data seen); measure it with `medyate rank`")
+    value = chosen.value
+    return {
+        "loaded": loaded,
+        "subject": subject,
+        "importance": measured,
+        "request": chosen.request(subject, options.seed),
+        "sampling": Sampling(
+            method=value.sampling,  # type: ignore[arg-type]
+            seed=options.seed,
+            alpha=value.alpha,
+            metric=value.metric,  # type: ignore[arg-type]
+            boost=value.boost if value.sampling == "weighted" else 0.0,
+        ),
+        "model_facts": model_facts(loaded, options),
+        "reference": _reference(importance, measured),
+    }
 
 
 def model_facts(loaded: Any, options: ModelOptions) -> dict[str, Any]:
@@ -143,17 +186,27 @@ def model_facts(loaded: Any, options: ModelOptions) -> dict[str, Any]:
     }
 
 
-def _check_sampling(sampling: str, importance: Path | None, alpha: float) -> None:
+def _exists(importance: Path) -> None:
+    """Fail before the model is traced."""
+    from medyate_planner.importance.energy import Importance
+
+    Importance.load(importance)
+
+
+def _check_sampling(value: ValueOptions, importance: Path | None) -> None:
     from medyate_planner.errors import InputError
+    from medyate_planner.importance.metrics import METRICS
     from medyate_planner.planning.sampling import METHODS
 
-    if sampling not in METHODS:
-        raise InputError(f"--sampling {sampling!r} is unknown; choose one of {', '.join(METHODS)}")
-    if not (math.isfinite(alpha) and alpha >= 0):
-        raise InputError(f"--alpha: expected a finite number of 0 or more, got {alpha}")
-    if sampling in ("weighted", "top") and importance is None:
+    if value.sampling not in METHODS:
+        raise InputError(f"--sampling {value.sampling!r} is unknown; choose one of {', '.join(METHODS)}")
+    if value.metric not in METRICS:
+        raise InputError(f"--metric {value.metric!r} is unknown; choose one of {', '.join(METRICS)}")
+    if not (math.isfinite(value.alpha) and value.alpha >= 0):
+        raise InputError(f"--alpha: expected a finite number of 0 or more, got {value.alpha}")
+    if value.sampling in ("weighted", "top") and importance is None:
         raise InputError(
-            f"--sampling {sampling} needs the importance of channels; pass --importance FILE from `medyate rank`"
+            f"--sampling {value.sampling} needs the importance of channels; pass --importance FILE from `medyate rank`"
         )
 
 

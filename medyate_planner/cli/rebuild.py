@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from medyate_planner.importance.energy import Importance
     from medyate_planner.models import LoadedModel
     from medyate_planner.planning.plan import Plan
+    from medyate_planner.subject import Subject
 
 
 def model_of(plan: Plan, *, weights: Path | None = None, need_weights: bool = False) -> LoadedModel:
@@ -41,7 +42,7 @@ def model_of(plan: Plan, *, weights: Path | None = None, need_weights: bool = Fa
     return loaded
 
 
-def importance_of(plan: Plan, plan_path: Path, given: Path | None) -> Importance | None:
+def importance_path(plan: Plan, plan_path: Path, given: Path | None) -> Path | None:
     """The importance file a plan was made from: given, or found beside the plan, its hash checked.
 
     Raises:
@@ -49,7 +50,6 @@ def importance_of(plan: Plan, plan_path: Path, given: Path | None) -> Importance
     """
     from medyate_planner.errors import InputError
     from medyate_planner.files import sha256_of
-    from medyate_planner.importance.energy import Importance
 
     reference = plan.importance
     if given is None and reference.file is None:
@@ -61,4 +61,14 @@ def importance_of(plan: Plan, plan_path: Path, given: Path | None) -> Importance
         raise InputError(
             f"importance file {path} is not the one the plan was made from (its SHA-256 differs); plan again"
         )
-    return Importance.load(path)
+    return path
+
+
+def read_importance(path: Path | None, subject: Subject) -> Importance | None:
+    """A file of `medyate rank`, or the user's own numbers in JSON."""
+    from medyate_planner.importance.energy import Importance
+    from medyate_planner.importance.own import read_numbers
+
+    if path is None:
+        return None
+    return read_numbers(path, subject.graph) if path.suffix == ".json" else Importance.load(path)

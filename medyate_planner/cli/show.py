@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import json as json_format
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from medyate_planner.cli.output import console, emit_json
 from medyate_planner.cli.output import show as print_parts
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
-def show(file: Path, /, *, json: bool = False, debug: bool = False) -> int:
-    """Show one of our files: report.json, plan.json, importance.safetensors, or a run folder.
+    from medyate_planner.reporting.difference import Comparable
+
+
+def show(
+    file: Path | None = None,
+    /,
+    *,
+    diff: tuple[Path, Path] | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    debug: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Show one of our files: report.json, plan.json, frontier.json, importance.safetensors, or a run folder.
 
     Example: medyate show plan.json
 
@@ -20,6 +35,8 @@ def show(file: Path, /, *, json: bool = False, debug: bool = False) -> int:
     ----------
     file
         The file, or a run folder.
+    diff
+        Two plans, frontiers or reports instead of a file: what is otherwise in the second.
     json
         Machine output on stdout.
     debug
@@ -28,29 +45,71 @@ def show(file: Path, /, *, json: bool = False, debug: bool = False) -> int:
     del debug
     from medyate_planner.errors import InputError
 
+    if (file is None) == (diff is None):
+        raise InputError("pass a file to show, or two to --diff A B; see `medyate show --help`")
+    if diff is not None:
+        return _show_difference(*diff, as_json=json)
+    assert file is not None
     if file.is_dir():
         return _show_run(file, as_json=json)
+    if file.suffix == ".safetensors" and file.exists():
+        return _show_importance(file, as_json=json)
+    found = _read(file)
+    emit_json(found.to_dict()) if json else print_parts(_render(found))
+    return 0
+
+
+def _read(file: Path) -> Comparable:
+    """A plan, a frontier or a report, by its key kind."""
+    from medyate_planner.errors import InputError
+    from medyate_planner.planning.plan import Plan
+    from medyate_planner.reporting.frontier_view import read_frontier
+    from medyate_planner.reporting.view import read_report
+
     if not file.exists():
         raise InputError(f"{file}: no such file")
-    if file.suffix == ".safetensors":
-        return _show_importance(file, as_json=json)
     data = _read_json(file)
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind == "plan":
-        from medyate_planner.planning.plan import Plan
-        from medyate_planner.reporting.text import render_plan
-
-        plan = Plan.from_dict(data, where=str(file))
-        emit_json(plan.to_dict()) if json else print_parts(render_plan(plan))
-        return 0
+        return Plan.from_dict(data, where=str(file))
     if kind == "report":
-        from medyate_planner.reporting.report_text import render_report
-        from medyate_planner.reporting.view import read_report
+        return read_report(data, where=str(file))
+    if kind == "frontier":
+        return read_frontier(data, where=str(file))
+    raise InputError(
+        f"{file}: expected a report, a plan, a frontier, an importance file or a run folder, got kind {kind!r}"
+    )
 
-        report = read_report(data, where=str(file))
-        emit_json(report.to_dict()) if json else print_parts(render_report(report, width=console().width))
-        return 0
-    raise InputError(f"{file}: expected a report, a plan, an importance file or a run folder, got kind {kind!r}")
+
+def _render(found: Comparable) -> Iterable[RenderableType]:
+    from medyate_planner.planning.plan import Plan
+    from medyate_planner.reporting.explanation_text import render_explanation
+    from medyate_planner.reporting.frontier_text import render_frontier
+    from medyate_planner.reporting.frontier_view import FrontierReport
+    from medyate_planner.reporting.report_text import render_report
+    from medyate_planner.reporting.text import render_plan
+
+    if isinstance(found, Plan):
+        yield from render_plan(found)
+        if found.explanation is not None:
+            yield from render_explanation(found.explanation)
+    elif isinstance(found, FrontierReport):
+        yield from render_frontier(found)
+    else:
+        yield from render_report(found, width=console().width)
+
+
+def _show_difference(a: Path, b: Path, *, as_json: bool) -> int:
+    from medyate_planner.errors import InputError
+    from medyate_planner.reporting.difference import difference_of
+    from medyate_planner.reporting.difference_text import render_difference
+
+    for file in (a, b):
+        if file.is_dir() or file.suffix == ".safetensors":
+            raise InputError(f"{file}: --diff compares plans, frontiers or reports")
+    found = difference_of(_read(a), _read(b))
+    emit_json(found.to_dict()) if as_json else print_parts(render_difference(found, str(a), str(b)))
+    return 0
 
 
 def _read_json(file: Path) -> Any:

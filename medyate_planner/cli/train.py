@@ -74,8 +74,9 @@ def train(
     seed
         Seed of data order and augmentation.
     """
-    from medyate_planner.cli.rebuild import importance_of, model_of
+    from medyate_planner.cli.rebuild import importance_path, model_of, read_importance
     from medyate_planner.errors import InputError
+    from medyate_planner.importance.energy import Importance
     from medyate_planner.planning.plan import Plan
     from medyate_planner.reporting.text import render_run
     from medyate_planner.subject import subject_for
@@ -87,20 +88,24 @@ def train(
     if head_epochs < 0:
         raise InputError(f"--head-epochs: expected 0 or more, got {head_epochs}")
     run = RunFolder(out_dir)
-    measured = importance_of(loaded_plan, plan, importance)
+    importance_file = importance_path(loaded_plan, plan, importance)
+    if importance_file is not None and importance_file.suffix != ".json":
+        Importance.load(importance_file)  # fail before the data is read
     loaded = model_of(loaded_plan, weights=weights)
     say(f"model: {loaded.spec}, weights: {loaded.weights_source}")
     bundle = read_data(data, loaded, reading, seed)
     check_classes(loaded, bundle, "plan again with --num-classes {}")
     source = batches_of(bundle, loaded_plan.batch_size, seed=seed, workers=reading.workers)
     subject = subject_for(loaded.model, loaded_plan)
+    measured = read_importance(importance_file, subject)
     facts = {"data": data, "reading": asdict(reading), "head_epochs": head_epochs}
     start = 0
     if resume:
         start = _resume(run, subject, loaded_plan, recipe, facts)
     else:
         run.start(loaded_plan, recipe, facts, force=out.force)
-    if not start and measured is None and subject.graph.head and head_epochs:
+    head_in_full = any(layer.head for layer in loaded_plan.layers)
+    if not start and (measured is None or not measured.head) and head_in_full and head_epochs:
         _warm_head(subject, source, recipe, head_epochs)
     _fit(subject, loaded_plan, source, recipe, run, measured, start)
     if out.json:

@@ -29,7 +29,8 @@ def explain(
     """
     base = PricedPlan(request, decision)
     prices = [price_of(base, layer, what) for layer, what in units_of(request)]
-    worst = min((p.last.per_kb for p in prices if p.last is not None and p.last.per_kb is not None), default=None)
+    bought = [p.last for p in prices if p.last is not None and p.layer.name not in request.forced]
+    worst = min((step.per_kb for step in bought if step.per_kb is not None), default=None)
     found = None
     notes = [] if not decision.draws else ["channels are drawn anew in each interval: this is the first draw"]
     if next_bytes > 0:

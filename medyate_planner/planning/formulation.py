@@ -107,7 +107,7 @@ class Formulation:
     def limit_training_bytes(self, holding: Holding) -> None:
         """At the end of forward, and at the backward of each updated operator: kept + gradients + indices <= budget."""
         program, budget = self.program, self.limit_bytes / KILO
-        index = program.sum([INDEX_BYTES / KILO * n for n in self.quota.values()])
+        index = program.named_sum(0.0, [INDEX_BYTES / KILO * n for n in self.quota.values()], "index")
         kept: Expression = 0.0
         pending: list[Expression] = []
         for held in holding.walk():

@@ -21,7 +21,8 @@ def limit_peak_bytes(request: PlanRequest, holding: Holding, limit_bytes: int) -
     if request.weights_in == "flash":
         resident -= request.peak.weight_bytes
     room = (limit_bytes - resident) / KILO
-    index = holding.program.sum([INDEX_BYTES / KILO * n for n in holding.choices.quota.values()])
+    quotas = holding.choices.quota.values()
+    index = holding.program.named_sum(0.0, [INDEX_BYTES / KILO * n for n in quotas], "index")
     moments = _Moments(holding=holding, peak=request.peak)
     walked = list(holding.walk())
     moments.keep(walked)

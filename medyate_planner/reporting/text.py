@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from medyate_planner.reporting.explanation_text import render_explanation
 from medyate_planner.reporting.tables import line, put, table
 
 if TYPE_CHECKING:
@@ -24,9 +25,16 @@ def render_plan(plan: Plan) -> Iterable[RenderableType]:
         f"used {used:,} B ({used / plan.budget_bytes:.1%}); strategy {plan.strategy}, {plan.status}, "
         f"gap {plan.gap_ratio:.2e}"
     )
+    interpolated = f", {plan.interpolation_loss:.2g} above the solver's" if plan.interpolation_loss else ""
     yield line(
-        f"importance: {plan.importance.source}; objective {plan.objective_name} on {plan.curve}: {plan.objective:.6g}"
+        f"importance: {plan.importance.source}; objective {plan.objective_name} of {plan.metric} on {plan.curve}: "
+        f"{plan.objective:.6g}{interpolated}"
     )
+    if plan.sampling.draws is not None:
+        yield line(
+            f"channels are drawn across {len(plan.sampling.pool or ())} layers in each interval, "
+            f"{len(plan.sampling.draws)} draws are planned; figures are the largest over them"
+        )
     made = table("Predicted memory of one step", ("", "left"), ("bytes", "right"))
     for name, amount in (
         ("training (the largest moment)", figures.training_bytes),
@@ -39,9 +47,17 @@ def render_plan(plan: Plan) -> Iterable[RenderableType]:
         ("  optimizer state", figures.optimizer_bytes),
         ("update (sum of gradients and selected activations)", figures.update_bytes),
         ("live peak (weights and inputs included)", figures.live_peak_bytes),
+        ("  its closed-form bound", figures.live_peak_bound_bytes),
+        ("Sparse Update's own accounting", figures.sparse_update_bytes),
     ):
-        put(made, name, f"{amount:,}")
+        if amount is not None:
+            put(made, name, f"{amount:,}")
     yield made
+    if figures.flops and figures.full_flops:
+        yield line(
+            f"operations of one step: {figures.flops / 1e6:,.1f} MFLOP, {figures.flops / figures.full_flops:.1%} of "
+            "full fine-tuning's"
+        )
     layers = table(
         f"Updated: {len(plan.layers)} layers, {len(plan.biases)} biases",
         ("layer", "left"), ("kind", "left"), ("quota", "right"), ("of", "right"), ("share", "right"), ("bias", "left"),
@@ -57,6 +73,11 @@ def render_plan(plan: Plan) -> Iterable[RenderableType]:
             "yes" if layer.name in plan.biases or layer.head else "",
         )
     yield layers
+    alone = [name for name in plan.biases if name not in {layer.name for layer in plan.layers}]
+    if alone:
+        yield line(f"biases alone: {', '.join(alone)}")
+    if plan.explanation is not None:
+        yield from render_explanation(plan.explanation)
 
 
 def render_ranking(source: str, metric: str, ranking: Sequence[LayerScore], most: int = 15) -> Iterable[RenderableType]:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from random import Random
 
 import pytest
-from builders import Case, cases, channels_of, random_importance
-from enumeration import SCOPES, TOLERANCE, Problem, Sides, draw_problem
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from builders import channels_of, random_case, random_importance
+from enumeration import SCOPES, TOLERANCE, Problem, Sides, random_problem
 from simulation import bias_bytes, simulate
 
 from medyate_planner.errors import ContradictionError, InfeasibleBudgetError, InputError
 from medyate_planner.planning import solve
 from medyate_planner.planning.strategies import full, head_only, optimal
 
-EXHAUSTIVE = settings(
-    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)  # each case is enumerated while it is drawn
-SMALLER = settings(EXHAUSTIVE, max_examples=60)
-SMALL = cases(max_plans=600)
-LARGE = cases(max_layers=6, max_channels=24, max_plans=10**9)
+CASES = range(200)
+FEWER = range(60)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,16 +27,16 @@ def _no_second_chance() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@EXHAUSTIVE
-@given(case=SMALL, seed=st.integers(0, 10**6), data=st.data())
-def test_optimal_equals_brute_force(scope: str, case: Case, seed: int, data: st.DataObject) -> None:
-    problem = draw_problem(data, case, seed, scope)
+@pytest.mark.parametrize("seed", CASES)
+def test_optimal_equals_brute_force(scope: str, seed: int) -> None:
+    dice = Random(f"{scope} {seed}")
+    problem = random_problem(dice, scope)
     if not problem.options:
         with pytest.raises(ContradictionError if problem.offers else InputError):
             optimal(problem.request(10**9))
         return
     prices = sorted({option.price for option in problem.options})
-    price = data.draw(st.sampled_from(prices)) + data.draw(st.sampled_from([0, 0, 1, 3, 10**6]))
+    price = dice.choice(prices) + dice.choice([0, 0, 1, 3, 10**6])
     check_optimum(problem, problem.sides.budget_for(price))
 
 
@@ -63,10 +58,9 @@ def check_optimum(problem: Problem, budget: int) -> None:
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@EXHAUSTIVE
-@given(case=SMALL, seed=st.integers(0, 10**6), data=st.data())
-def test_optimal_states_the_smallest_budget(scope: str, case: Case, seed: int, data: st.DataObject) -> None:
-    problem = draw_problem(data, case, seed, scope)
+@pytest.mark.parametrize("seed", CASES)
+def test_optimal_states_the_smallest_budget(scope: str, seed: int) -> None:
+    problem = random_problem(Random(f"{scope} smallest {seed}"), scope)
     if not problem.options:
         return
     smallest = problem.sides.budget_for(min(option.price for option in problem.options))
@@ -85,9 +79,10 @@ def test_optimal_states_the_smallest_budget(scope: str, case: Case, seed: int, d
         assert "\n" not in error.message
 
 
-def large_problem(case: Case, seed: int, sides: Sides) -> tuple[Problem, int, int]:
+def large_problem(dice: Random, sides: Sides) -> tuple[Problem, int, int]:
     """With the prices of the cheapest unit and of everything."""
-    problem = Problem(case, random_importance(case.graph, seed), sides)
+    case = random_case(dice.getrandbits(32), max_layers=6, max_channels=24, max_plans=10**9)
+    problem = Problem(case, random_importance(case.graph, dice.getrandbits(32)), sides)
     offers = problem.offers
     prices = [problem.price({o.unit.name: 1}, frozenset()) for o in offers if len(o.quotas) > 1]
     prices += [problem.price({}, frozenset({o.unit.name})) for o in offers if o.bias]
@@ -99,16 +94,16 @@ def price_of_everything(problem: Problem) -> int:
     return problem.price(quotas, frozenset(offer.unit.name for offer in problem.offers if offer.bias))
 
 
-@SMALLER
-@given(case=LARGE, seed=st.integers(0, 10**6), data=st.data())
-def test_optimal_is_never_worse_with_more_budget(case: Case, seed: int, data: st.DataObject) -> None:
+@pytest.mark.parametrize("seed", FEWER)
+def test_optimal_is_never_worse_with_more_budget(seed: int) -> None:
+    dice = Random(seed)
     sides = Sides(
-        scope=data.draw(st.sampled_from(SCOPES)),
-        curve=data.draw(st.sampled_from(["uniform", "weighted", "top"])),
-        objective=data.draw(st.sampled_from(["norm", "energy"])),
-        buy_norm_scales=data.draw(st.booleans()),
+        scope=dice.choice(SCOPES),
+        curve=dice.choice(["uniform", "weighted", "top"]),
+        objective=dice.choice(["norm", "energy"]),
+        buy_norm_scales=dice.random() < 0.5,
     )
-    problem, low, limit = large_problem(case, seed, sides)
+    problem, low, limit = large_problem(dice, sides)
     budgets = sorted({low, low + 1, *(low + (limit - low) * i // 3 for i in range(1, 4)), 2 * limit})
     before = -1.0
     for budget in budgets:
@@ -119,16 +114,16 @@ def test_optimal_is_never_worse_with_more_budget(case: Case, seed: int, data: st
         before = worth
 
 
-@SMALLER
-@given(case=LARGE, seed=st.integers(0, 10**6), data=st.data())
-def test_optimal_is_never_below_greedy(case: Case, seed: int, data: st.DataObject) -> None:
+@pytest.mark.parametrize("seed", FEWER)
+def test_optimal_is_never_below_greedy(seed: int) -> None:
+    dice = Random(seed)
     sides = Sides(
-        scope=data.draw(st.sampled_from(SCOPES)),
-        objective=data.draw(st.sampled_from(["norm", "energy"])),
-        buy_norm_scales=data.draw(st.booleans()),
+        scope=dice.choice(SCOPES),
+        objective=dice.choice(["norm", "energy"]),
+        buy_norm_scales=dice.random() < 0.5,
     )
-    problem, low, limit = large_problem(case, seed, sides)
-    budget = low + data.draw(st.integers(0, 100)) * (limit - low) // 100
+    problem, low, limit = large_problem(dice, sides)
+    budget = low + dice.randint(0, 100) * (limit - low) // 100
     decision = optimal(problem.request(budget))
     quotas, biases = greedy(problem, budget)
     if budget == low:  # the fallback without a solver buys one unit; greedy may have found a better one
@@ -166,11 +161,11 @@ def greedy(problem: Problem, budget: int) -> tuple[dict[str, int], frozenset[str
             return quotas, biases
 
 
-@SMALLER
-@given(case=LARGE, seed=st.integers(0, 10**6), data=st.data())
-def test_optimal_with_a_gap_stays_within_it(case: Case, seed: int, data: st.DataObject) -> None:
-    problem, low, limit = large_problem(case, seed, Sides(scope=data.draw(st.sampled_from(SCOPES))))
-    budget = low + 1 + data.draw(st.integers(0, 100)) * (limit - low) // 100
+@pytest.mark.parametrize("seed", FEWER)
+def test_optimal_with_a_gap_stays_within_it(seed: int) -> None:
+    dice = Random(seed)
+    problem, low, limit = large_problem(dice, Sides(scope=dice.choice(SCOPES)))
+    budget = low + 1 + dice.randint(0, 100) * (limit - low) // 100
     exact = optimal(problem.request(budget))
     loose = optimal(problem.request(budget, gap_ratio=0.05))
     assert problem.price(loose.updates.quotas, loose.updates.biases) <= budget
@@ -182,10 +177,11 @@ def test_optimal_with_a_gap_stays_within_it(case: Case, seed: int, data: st.Data
     assert (loose.bound or 0.0) >= best * (1 - TOLERANCE)
 
 
-@SMALLER
-@given(case=SMALL, seed=st.integers(0, 10**6), scope=st.sampled_from(SCOPES), margin=st.sampled_from([0.0, 0.3]))
-def test_full_and_head_only_state_what_they_need(case: Case, seed: int, scope: str, margin: float) -> None:
-    problem, _, everything = large_problem(case, seed, Sides(scope=scope, margin_ratio=margin, buy_norm_scales=True))
+@pytest.mark.parametrize("seed", FEWER)
+def test_full_and_head_only_state_what_they_need(seed: int) -> None:
+    dice = Random(seed)
+    sides = Sides(scope=dice.choice(SCOPES), margin_ratio=dice.choice([0.0, 0.3]), buy_norm_scales=True)
+    problem, _, everything = large_problem(dice, sides)
     needed = problem.sides.budget_for(everything)
     decision = full(problem.request(needed))
     assert decision.updates.quotas == {o.unit.name: channels_of(o.unit) for o in problem.offers if len(o.quotas) > 1}
@@ -193,7 +189,7 @@ def test_full_and_head_only_state_what_they_need(case: Case, seed: int, scope: s
     with pytest.raises(InfeasibleBudgetError) as caught:
         full(problem.request(needed - 1))
     assert caught.value.minimum_bytes == needed
-    if not case.graph.head:
+    if not problem.graph.head:
         with pytest.raises(InputError, match="needs a head"):
             head_only(problem.request(needed))
         return

@@ -119,4 +119,4 @@ def test_a_file_whose_parts_do_not_fit_together_is_refused(name: str) -> None:
 def test_an_unknown_kind_of_schema_is_refused() -> None:
     result = cli("schema", "run")
     assert result.code == 2
-    assert "report or plan" in result.err
+    assert "report, plan or frontier" in result.err

@@ -47,10 +47,13 @@ def network() -> Case:
 
 
 def scheme_for(case: Case) -> SparseUpdateScheme:
-    """Two biases, all channels of the last convolution and half of the first's."""
-    known = convolutions(case.graph)
-    ratios = {known[0].name: Fraction(1, 2), known[-1].name: Fraction(1)}
-    return SparseUpdateScheme(n_bias=min(2, len(known)), ratios=ratios)
+    """Two biases, all channels of the last convolution that can be trained and half of the first's."""
+    sold = PlanRequest(memory=MemoryModel(case.graph), importance=random_importance(case.graph, 0), budget_bytes=1)
+    known, names = convolutions(case.graph), {layer.name for layer in sold.layers}
+    trained = [layer.name for layer in known if layer.name in names]
+    ratios = {trained[0]: Fraction(1, 2), trained[-1]: Fraction(1)} if trained else {}
+    last = [layer.name for layer in known[-2:]]
+    return SparseUpdateScheme(n_bias=len(last) if names.issuperset(last) else 0, ratios=ratios)
 
 
 def request_for(case: Case, **options: Any) -> PlanRequest:
@@ -163,23 +166,24 @@ SIDES: dict[str, dict[str, Any]] = {
 
 
 IMPOSSIBLE = {
-    *((name, "max-layers") for name in ("full", "sparse-update")),
-    *((name, sides) for name in ("head-only", "bias-only", "sparse-update") for sides in ("forced", "forced-stem")),
+    *((name, sides) for name in ("head-only", "bias-only") for sides in ("forced", "forced-stem")),
+    ("sparse-update", "forced"),
+    ("full", "max-layers"),
+    *((name, "max-flops") for name in ("full", "sparse-update")),
     *(("sparse-update", sides) for sides in ("granularity", "min-quota", "max-quota", "forbidden", "no-biases")),
     *((name, "forced-stem") for name in ("full", "last-k")),
     ("bias-only", "no-biases"),
     ("head-only", "head-by-channels"),
-    ("full", "max-flops"),
 }
 
 
 def keeps(sides: dict[str, Any], updates: Updates) -> bool:
     """The side constraints, written from their definitions."""
-    step, sizes = sides.get("granularity", 1), {"stem": 3, "project0": 12, "project1": 12, "head": 8}
+    step, small = sides.get("granularity", 1), {"stem": 2}  # too small: whole or not at all
     quotas = updates.quotas
     return (
         all(n % step == 0 for n in quotas.values())
-        and all(n >= min(sides.get("min_quota", 1), sizes.get(name, 8)) for name, n in quotas.items())
+        and all(n >= min(sides.get("min_quota", 1), small.get(name, 8)) for name, n in quotas.items())
         and all(n <= sides.get("max_quota", 99) for n in quotas.values())
         and len(quotas) <= sides.get("max_layers", 99)
         and all(name in quotas for name in sides.get("force_layers", ()))
@@ -290,6 +294,32 @@ def test_sparse_update_takes_the_largest_slices() -> None:
     assert decision.status == "optimal"
     without = decide("sparse-update", replace(request, magnitudes=None))
     assert without.sampling["channels"] == {"expand1": (0, 1)}
+
+
+def normed() -> Case:
+    """Convolutions without a bias: a norm reads one, nothing but a relu the next, a norm without a bias the last."""
+    sketch = Sketch(batch=2)
+    x = sketch.norm(sketch.conv(sketch.input(3, 4, 4), 4, name="a"), name="norm_a")
+    x = sketch.unary("relu", sketch.conv(x, 4, name="b"))
+    x = sketch.norm(x, name="norm_b")
+    x = sketch.norm(sketch.conv(x, 4, name="c"), name="norm_c", bias=False)
+    out = sketch.linear(sketch.pooled(x), 5, name="head", bias=True)
+    return Case(sketch.build([out], head=["head"]), ())
+
+
+def test_sparse_update_lets_the_bias_of_the_norm_stand_in() -> None:
+    scheme = SparseUpdateScheme(n_bias=3, ratios={})
+    decision = decide("sparse-update", request_for(normed(), settings={"scheme": scheme}))
+    assert decision.updates.biases == {"norm_a"}
+    assert decision.sampling["channels"] == {}
+
+
+def test_biases_of_norms_are_sold_with_the_last_layers_and_alone() -> None:
+    request = request_for(normed(), settings={"last_layers": 2})
+    assert decide("last-k", request).updates.biases == {"norm_b"}
+    assert decide("bias-only", request).updates.biases == {"norm_a", "norm_b"}
+    with_scales = decide("last-k", replace(request, buy_norm_scales=True))
+    assert set(with_scales.updates.quotas) == {"b", "c"}
 
 
 def test_sparse_update_needs_a_scheme_of_this_model() -> None:

@@ -1,0 +1,177 @@
+"""Options of `medyate plan` by theme, and the request they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from medyate_planner.planning.request import StrategySettings
+    from medyate_planner.subject import Subject
+
+
+@Parameter(name="*", group="Budget")
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """What must fit, and where."""
+
+    scope: str = "training"
+    "training: largest moment of what training keeps; peak: all that is live; update: plain sum."
+    margin: str = "0%"
+    "Part of the budget left to the allocator, on top of what is planned."
+    weights_in: str = "ram"
+    "ram or flash: whether scope peak counts weights."
+    max_flops: str | None = None
+    "Operations of one step: 800M, 1.2G, or 50% of full fine-tuning's (time follows them)."
+
+
+@Parameter(name="*", group="What may be bought")
+@dataclass(frozen=True, kw_only=True)
+class BuyOptions:
+    """What may be bought."""
+
+    biases: bool = True
+    "Also buy biases, of norms too."
+    norm_scales: bool = False
+    "Also buy scales of norms, by channels."
+    head_by_channels: Annotated[bool, Parameter(negative="")] = False
+    "Buy the head by channels too, instead of training it in full."
+    max_layers: int | None = None
+    "Update at most this many layers."
+    granularity: int = 1
+    "Quotas are multiples of this."
+    min_quota: int = 1
+    "Fewest channels of an updated layer; a smaller layer is bought whole."
+    max_quota: int | None = None
+    "Most channels of a layer."
+    force_layer: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ()
+    "Pattern of layers that must be updated."
+    forbid_layer: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ()
+    "Pattern of layers that must not be updated."
+
+
+@Parameter(name="*", group="Value and draws")
+@dataclass(frozen=True, kw_only=True)
+class ValueOptions:
+    """What channels are worth, and how they are drawn."""
+
+    objective: str = "norm"
+    "norm (root of captured energy per layer) or energy."
+    curve: str = "uniform"
+    "uniform, weighted or top: how n channels are valued."
+    metric: str = "raw"
+    "raw, rgn or lara: what is captured."
+    sampling: str = "uniform"
+    "uniform, weighted, top or static: how channels are redrawn each epoch."
+    alpha: float = 1.0
+    "Exponent of the importance in weighted draws."
+    boost: float = 0.0
+    "Weight of gradients seen while training in weighted draws; 0: none."
+
+
+@Parameter(name="*", group="Single strategies and the solver")
+@dataclass(frozen=True, kw_only=True)
+class StrategyOptions:
+    """What single strategies can be told, and the solver."""
+
+    scheme: Path | None = None
+    "sparse-update: JSON file with n_bias and weights."
+    last: int | None = None
+    "last-k: how many layers."
+    top_layers: int | None = None
+    "TraDy and MeDyate: choose among this many layers."
+    top_share: float = 0.97
+    "TraDy and MeDyate: or among those that carry this share of importance."
+    intervals: int = 20
+    "Draws across layers: how many to plan, then from the start again."
+    population: int = 48
+    "evolutionary: plans at a time."
+    generations: int = 60
+    "evolutionary: rounds."
+    mutation: float = 0.1
+    "evolutionary: largest chance of a gene to change."
+    gap: float = 1e-3
+    "Relative gap at which the solver may stop; 0 proves the optimum."
+    time_limit: float | None = None
+    "Seconds for the solver."
+    write_lp: Path | None = None
+    "Write the integer program as text."
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """All of them."""
+
+    budget: BudgetOptions
+    buy: BuyOptions
+    value: ValueOptions
+    strategy: StrategyOptions
+
+    def request(self, subject: Subject, seed: int) -> dict[str, Any]:
+        """Keys of `PlanRequest` beside memory, importance and budget.
+
+        Raises:
+            InputError: a share, a number of operations or a scheme that can not be read.
+        """
+        from medyate_planner.memory.flops import FlopModel
+        from medyate_planner.units import parse_flops, parse_ratio
+
+        budget, buy, value, strategy = self.budget, self.buy, self.value, self.strategy
+        flops = budget.max_flops
+        return {
+            "scope": budget.scope,
+            "margin_ratio": parse_ratio(budget.margin, what="--margin"),
+            "weights_in": budget.weights_in,
+            "max_flops": None if flops is None else parse_flops(flops, FlopModel(subject.memory).full_flops),
+            "objective": value.objective,
+            "curve": value.curve,
+            "metric": value.metric,
+            "head_mode": "channels" if buy.head_by_channels else "full",
+            "buy_biases": buy.biases,
+            "buy_norm_scales": buy.norm_scales,
+            "max_layers": buy.max_layers,
+            "granularity": buy.granularity,
+            "min_quota": buy.min_quota,
+            "max_quota": buy.max_quota,
+            "force_layers": buy.force_layer,
+            "forbid_layers": buy.forbid_layer,
+            "gap_ratio": strategy.gap,
+            "time_limit_seconds": strategy.time_limit,
+            "lp_file": strategy.write_lp,
+            "seed": seed,
+            "settings": self.settings(subject),
+        }
+
+    def settings(self, subject: Subject) -> StrategySettings:
+        """What single strategies are told."""
+        import json
+
+        from medyate_planner.errors import InputError
+        from medyate_planner.files import read_text
+        from medyate_planner.memory.accounting import read_scheme
+        from medyate_planner.planning.request import StrategySettings
+
+        chosen, scheme = self.strategy, None
+        if chosen.scheme is not None:
+            try:
+                scheme = read_scheme(json.loads(read_text(chosen.scheme, what="scheme")), subject.graph)
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"scheme {chosen.scheme}: not complete JSON (line {error.lineno}: {error.msg}); expected "
+                    '{"n_bias": N, "weights": {"INDEX or NAME": RATIO, …}}'
+                ) from error
+        return StrategySettings(
+            scheme=scheme,
+            last_layers=chosen.last,
+            top_share=chosen.top_share,
+            top_layers=chosen.top_layers,
+            intervals=chosen.intervals,
+            alpha=self.value.alpha,
+            boost=self.value.boost,
+            population=chosen.population,
+            generations=chosen.generations,
+            mutation=chosen.mutation,
+        )
