@@ -82,9 +82,11 @@ class ContradictionError(InputError):
     """Demands on a plan that no budget could meet together. `demands` is the smallest such set, in words."""
 
     def __init__(self, demands: tuple[str, ...]) -> None:
-        together = " and ".join(demands)
+        one = len(demands) == 1
+        text = demands[0] if one else f"{' and '.join(demands)} together"
         super().__init__(
-            f"no plan can meet {together} together, whatever the budget; drop one of them", demands=list(demands)
+            f"no plan can meet {text}, whatever the budget; drop {'it' if one else 'one of them'}",
+            demands=list(demands),
         )
         self.demands = demands
 
@@ -109,7 +111,7 @@ class InfeasibleBudgetError(MedyateError):
             minimum_bytes=minimum_bytes,
             scope=scope,
             spent_on=spent_on,
-            demands=list(demands),
+            **({"demands": list(demands)} if demands else {}),
         )
         self.budget_bytes = budget_bytes
         self.minimum_bytes = minimum_bytes

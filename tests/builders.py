@@ -144,10 +144,6 @@ class Sketch:
             buffer_bytes=self.buffer_bytes,
         )
 
-    def freeze(self, name: str) -> None:
-        """As if the user had frozen this layer before it was traced."""
-        self.layers[name]["trainable"] = False
-
     def _layer(self, name: str | None, kind: str, shape: tuple[int, ...], groups: int, bias: bool) -> dict[str, Any]:
         name = name or f"l{len(self.layers)}"
         if name in self.layers:
@@ -238,13 +234,10 @@ _MIDDLE = (
 def random_case(
     seed: int, *, max_layers: int = 4, max_channels: int = 4, max_plans: int = 2500, dead: bool = True
 ) -> Case:
-    """Small random networks: 2 to `max_layers` layers beyond the head, about `max_plans` possible plans at most.
-
-    No layer has more than 2 * `max_channels` channels.
-    """
+    """2 to `max_layers` layers of at most 2 * `max_channels` channels and a head; about `max_plans` plans at most."""
     dice = Random(seed)
     sketch = Sketch(batch=dice.randint(1, 3))
-    size = dice.choice([(1, 1), (1, 2), (2, 2), (3, 3)])
+    size = dice.choice([(1, 1), (1, 2), (2, 2), (3, 3), (56, 57)])
     x = sketch.input(dice.randint(1, max_channels), *size)
     wanted = dice.randint(2, max_layers)
     plans, here, known = 1, [x], [x]
@@ -352,7 +345,7 @@ def random_case(
             sketch.ops[i] = replace(op, workspace=space)
     for name in sketch.layers:
         if dice.random() < 0.06 and name not in head:
-            sketch.freeze(name)
+            sketch.layers[name]["trainable"] = False  # as if the user had frozen it
     loss_cost = LossCost(
         target_bytes=dice.randint(0, 40), forward_bytes=dice.randint(0, 300), backward_bytes=dice.randint(0, 300)
     )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import Case, channels_of, random_case, random_importance
+from hypothesis import strategies as st
 from live_peak import LivePeak
 from simulation import bias_bytes, compact_bytes, simulate, simulate_flops, slice_of_a_channel, upstream_of_outputs
 
@@ -241,9 +242,15 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def random_problem(dice: Random, scope: str, *, most_options: int = 1500) -> Problem:
-    """Half of the time no side constraints but on what the scope, the objective and the curve are."""
-    case = random_case(dice.getrandbits(32), max_plans=300)
+def draw_problem(data: st.DataObject, case: Case, seed: int, scope: str, *, most_options: int = 1500) -> Problem:
+    """A random problem on this case, for hypothesis."""
+    dice = Random(seed ^ data.draw(st.integers(0, 2**32 - 1)))
+    return random_problem(dice, scope, case=case, most_options=most_options)
+
+
+def random_problem(dice: Random, scope: str, *, case: Case | None = None, most_options: int = 1500) -> Problem:
+    """Two times of five without constraints on single units, layers and operations."""
+    case = case or random_case(dice.getrandbits(32), max_plans=400)
     sides = Sides(
         scope=scope,
         objective=dice.choice(["norm", "energy"]),

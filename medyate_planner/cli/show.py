@@ -83,7 +83,6 @@ def _read(file: Path) -> Comparable:
 
 def _render(found: Comparable) -> Iterable[RenderableType]:
     from medyate_planner.planning.plan import Plan
-    from medyate_planner.reporting.explanation_text import render_explanation
     from medyate_planner.reporting.frontier_text import render_frontier
     from medyate_planner.reporting.frontier_view import FrontierReport
     from medyate_planner.reporting.report_text import render_report
@@ -91,8 +90,6 @@ def _render(found: Comparable) -> Iterable[RenderableType]:
 
     if isinstance(found, Plan):
         yield from render_plan(found)
-        if found.explanation is not None:
-            yield from render_explanation(found.explanation)
     elif isinstance(found, FrontierReport):
         yield from render_frontier(found)
     else:

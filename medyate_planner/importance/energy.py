@@ -123,7 +123,10 @@ def squared_norm_per_channel(layer: Layer, gradient: Tensor) -> Vector:
 
 
 def from_weights(graph: ModelGraph, weights: Mapping[str, Tensor]) -> Importance:
-    """A stand-in without data: mean squared weight per channel. Says so in `source`."""
+    """A stand-in without data: mean squared weight per channel; a bias counts as one average channel of its layer.
+
+    Says so in `source`.
+    """
     energy = {}
     for layer in graph.units:
         weight = weights[layer.weight]
@@ -134,7 +137,7 @@ def from_weights(graph: ModelGraph, weights: Mapping[str, Tensor]) -> Importance
     return Importance(
         energy=energy,
         norms={name: np.sqrt(values) for name, values in energy.items()},
-        bias_energy={},
+        bias_energy={unit.name: float(energy[unit.name].mean()) for unit in graph.units if unit.bias},
         fingerprint=graph.fingerprint,
         source="mean squared weight (no data seen)",
     )

@@ -101,7 +101,7 @@ def demands_of(request: PlanRequest) -> tuple[Demand, ...]:
         found.append(Demand(f"--margin {request.margin_ratio:g}", lambda r: replace(r, margin_ratio=0.0)))
     if request.head:
         head = " and ".join(sorted(request.head))
-        found.append(Demand(f"the head {head} trained in full", lambda r: replace(r, head_mode="channels")))
+        found.append(Demand(f"the head {head} trained in full", lambda r: replace(r, head_mode="optional")))
     if request.weights_in == "ram" and request.scope == "peak":
         found.append(Demand("--weights-in ram", lambda r: replace(r, weights_in="flash")))
     found += [Demand(f"--force-layer {p}", _without_force(p)) for p in request.force_layers]
@@ -117,4 +117,5 @@ def demands_of(request: PlanRequest) -> tuple[Demand, ...]:
 
 
 def _without_force(pattern: str) -> Callable[[PlanRequest], PlanRequest]:
-    return lambda r: replace(r, force_layers=tuple(p for p in r.force_layers if p != pattern))
+    """Without the demand, what it put up for sale (a frozen layer, a norm's scale) still is."""
+    return lambda r: replace(r, waived=(*r.waived, pattern))

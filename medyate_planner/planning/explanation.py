@@ -26,7 +26,7 @@ SENTENCES: dict[Reason, str] = {
     "forbidden": "out: forbidden",
     "not_upstream": "out: not upstream of the loss",
     "frozen": "out: frozen by the user",
-    "not_for_sale": "out: {what} are not for sale",
+    "not_for_sale": "out: {what} not for sale",
     "granularity": "out: fewer channels than the granularity {granularity}",
     "no_value": "out: value 0, no importance measured",
     "max_layers": "out: --max-layers {max_layers} is used up",

@@ -123,12 +123,11 @@ def _keys(request: PlanRequest, layer: Layer, ordering: Ordering, interval: int)
     return DrawKeys(drawn.order, keys)
 
 
-def longest(count: int, holds: Callable[[int], bool], *, low: int = 0) -> int:
+def longest(count: int, holds: Callable[[int], bool], *, low: int = 0, step: int = 1) -> int:
     """The largest n of low..count for which `holds` is true; it is true up to there, and taken to be so for `low`.
 
-    Doubling, then halving, so that a small answer takes few questions.
+    Doubling from `step`, then halving: a small step suits small answers, half of `count` answers anywhere.
     """
-    step = 1
     while low + step <= count and holds(low + step):
         low, step = low + step, 2 * step
     high = min(low + step, count + 1)

@@ -19,16 +19,17 @@ from medyate_planner.planning.peak_budget import limit_peak_bytes
 from medyate_planner.planning.program import Expression, Program
 from medyate_planner.planning.request import PlanRequest
 
-_GIGA = 1e9
+_ROUNDING = 1e-12  # of the largest value: less is rounding of a straight curve
+_FLOPS_SCALE = 1e-5  # of the limit: the solver's tolerance is then far below one operation
 
 
 class Formulation:
     """Variables and constraints of one request. `program.problem` is handed to the solver."""
 
-    def __init__(self, request: PlanRequest, *, limit_bytes: int, pulp: Any) -> None:
+    def __init__(self, request: PlanRequest, *, limit_bytes: int, limit_flops: int | None, pulp: Any) -> None:
         self.request = request
         self.memory = request.memory
-        self.limit_bytes = limit_bytes
+        self.limit_bytes, self.flops_limit = limit_bytes, limit_flops
         self.program = Program(pulp)
         self.quota: dict[str, Expression] = {}
         self.updated: dict[str, Expression] = {}
@@ -126,23 +127,23 @@ class Formulation:
 
     def limit_flops(self, holding: Holding) -> None:
         """Forward, input gradients of the reach and weight gradients of the selected channels."""
-        if self.request.max_flops is None:
+        if self.flops_limit is None:
             return
         if not holding.reached:
             for _ in holding.walk():
                 pass
-        flops = self.request.flops
-        terms: list[Expression] = [flops.inference_flops / _GIGA]
+        flops, unit = self.request.flops, max(1.0, self.flops_limit * _FLOPS_SCALE)
+        terms: list[Expression] = [flops.inference_flops / unit]
         for op in flops.ops:
             for gradient in op.input_gradients:
                 causes = [holding.reached[s] for s in gradient.sources if holding.may_be_reached(s)]
-                terms.append(gradient.flops / _GIGA * self.program.any_of(causes, f"x_below_{op.name}"))
+                terms.append(gradient.flops / unit * self.program.any_of(causes, f"x_below_{op.name}"))
         for name, cost in flops.channel_flops.items():
             if name in self.quota:
-                terms.append(cost / _GIGA * self.quota[name])
+                terms.append(cost / unit * self.quota[name])
             elif name in self.request.head:
-                terms.append(cost / _GIGA * self.memory.graph.layer_by_name[name].channels)
-        self.program.require(self.program.sum(terms) <= self.request.max_flops / _GIGA, "max_flops")
+                terms.append(cost / unit * self.memory.graph.layer_by_name[name].channels)
+        self.program.require(self.program.sum(terms) <= self.flops_limit / unit, "max_flops")
 
     def maximise_value(self) -> None:
         """maximise sum v_l + sum beta_l b_l, v_l below every piece of its curve."""
@@ -150,7 +151,9 @@ class Formulation:
         for name, n in self.quota.items():
             value = self.program.variable(f"v_{name}", 0, None)
             for i, (slope, intercept) in enumerate(self.request.curves[name].segments):
-                piece = slope / self.value_scale * n + intercept / self.value_scale * self.updated[name]
+                piece = slope / self.value_scale * n
+                if abs(intercept) > _ROUNDING * self.value_scale:
+                    piece = piece + intercept / self.value_scale * self.updated[name]
                 self.program.require(value <= piece, f"value_{name}_piece_{i}")
             terms.append(value)
         terms += [self.request.bias_values[name] / self.value_scale * b for name, b in self.bias.items()]

@@ -74,13 +74,13 @@ def _reason_out(base: PricedPlan, price: UnitPrice, worst: float | None) -> Reas
 def facts_of(base: PricedPlan, price: UnitPrice, worst: float | None) -> Mapping[str, Any]:
     """All that a sentence may name."""
     request = base.request
-    what = "biases" if price.what == "bias" else "scales of norms" if price.layer.kind == "norm" else "channels"
+    what = "its channels are" if price.layer.kind != "norm" else "without --norm-scales the scales of norms are"
     thing = "channel" if request.least(price.layer) == 1 else f"{request.least(price.layer)} channels"
     return {
         "quota": price.quota,
         "channels": price.layer.channels,
         "step": "one" if price.growth == 1 else price.growth,
-        "what": what,
+        "what": "with --no-biases biases are" if price.what == "bias" else what,
         "thing": "part, the bias," if price.what == "bias" else thing,
         "added": 0 if price.next is None else price.next.nbytes,
         "per_kb": 0.0 if price.next is None else price.next.per_kb or 0.0,

@@ -21,7 +21,7 @@ from medyate_planner.memory.model import MemoryModel, Updates
 from medyate_planner.memory.peak import PeakModel
 
 SCOPES = ("update", "training", "peak")
-HEADS = ("full", "channels")
+HEADS = ("full", "channels", "optional")
 WEIGHTS_IN = ("ram", "flash")
 
 
@@ -84,6 +84,7 @@ class PlanRequest:
     max_quota: int | None = None
     max_flops: int | None = None
     force_layers: tuple[str, ...] = ()
+    waived: tuple[str, ...] = ()
     forbid_layers: tuple[str, ...] = ()
     gap_ratio: float = 1e-3
     time_limit_seconds: float | None = None
@@ -122,7 +123,7 @@ class PlanRequest:
         self._check_forced()
 
     def _check_forced(self) -> None:
-        wanted = {layer.name for layer in self.memory.graph.units if _matches(layer.name, self.force_layers)}
+        wanted = {layer.name for layer in self.memory.graph.units if self._is_forced(layer)}
         lost = sorted(wanted - self.head - {layer.name for layer in self.layers})
         if lost:
             raise InputError(
@@ -157,7 +158,12 @@ class PlanRequest:
     @cached_property
     def forced(self) -> frozenset[str]:
         """Layers that must be updated."""
-        return frozenset(layer.name for layer in self.layers if _matches(layer.name, self.force_layers))
+        return frozenset(layer.name for layer in self.layers if self._is_forced(layer))
+
+    def _is_forced(self, layer: Layer) -> bool:
+        if self.head_mode == "optional" and layer.name in self.memory.graph.head:
+            return False
+        return _matches(layer.name, tuple(p for p in self.force_layers if p not in self.waived))
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:

@@ -10,7 +10,7 @@ from medyate_planner.files import write_atomic
 from medyate_planner.memory.model import Updates
 from medyate_planner.planning.decision import Decision
 from medyate_planner.planning.formulation import Formulation
-from medyate_planner.planning.recompute import scope_bytes
+from medyate_planner.planning.recompute import fits, scope_bytes
 from medyate_planner.planning.request import PlanRequest
 
 _TIGHTENINGS = 8
@@ -29,25 +29,34 @@ class Solution:
 def solve(request: PlanRequest) -> Decision | None:
     """The best plan to within `request.gap_ratio`, or None when no plan fits the budget.
 
-    Solver tolerances can not let a plan exceed its budget: the bytes are recomputed in integers, and if a byte is
-    over, the budget is tightened by that much and the program solved again.
+    Solver tolerances can not let a plan exceed a limit: bytes and operations are recomputed in integers, and if one is
+    over, the limit is tightened by that much and the program solved again.
 
     Raises:
         SolverError: the time limit passed without any plan.
     """
     import pulp
 
-    limit = request.limit_bytes
+    limit_bytes, limit_flops = request.limit_bytes, request.max_flops
     for _ in range(_TIGHTENINGS):
-        solution = _run(Formulation(request, limit_bytes=limit, pulp=pulp).formulate(), request)
+        formulation = Formulation(request, limit_bytes=limit_bytes, limit_flops=limit_flops, pulp=pulp).formulate()
+        solution = _run(formulation, request)
         if solution is None:
             return None
-        updates = request.updates(solution.quotas, solution.biases)
-        excess = scope_bytes(request, updates) - request.limit_bytes
-        if excess <= 0:
+        updates = _without_the_worthless(request, request.updates(solution.quotas, solution.biases))
+        if fits(request, updates):
             return _decision(request, updates, solution)
-        limit -= excess
-    raise SolverError("the solver's plans keep exceeding the budget by rounding; raise the budget by a few bytes")
+        limit_bytes -= max(0, scope_bytes(request, updates) - request.limit_bytes)
+        if limit_flops is not None and request.max_flops is not None:
+            limit_flops -= max(0, request.flops.training(updates) - request.max_flops)
+    raise SolverError("the solver's plans keep exceeding a limit by rounding; raise --budget or --max-flops a little")
+
+
+def _without_the_worthless(request: PlanRequest, updates: Updates) -> Updates:
+    """The same without what is worth nothing and was not asked for, unless it is all there is."""
+    quotas = {n: q for n, q in updates.quotas.items() if n in request.forced or request.curves[n].values[q] > 0}
+    biases = frozenset(name for name in updates.biases if request.bias_values[name] > 0)
+    return request.updates(quotas, biases) if quotas or biases else updates
 
 
 def _decision(request: PlanRequest, updates: Updates, solution: Solution) -> Decision:

@@ -353,8 +353,8 @@ def test_show_refuses_a_broken_report_in_one_line(folder: Path) -> None:
 
 
 def test_schema_prints_json_schemas_of_our_files() -> None:
-    for kind in ("report", "plan"):
+    for kind in ("report", "plan", "frontier"):
         jsonschema.Draft202012Validator.check_schema(done("schema", kind).json)
     result = cli("schema", "nonsense")
     assert result.code == 2
-    assert_one_line(result, "report or plan")
+    assert_one_line(result, "report, plan or frontier")

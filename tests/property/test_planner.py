@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from random import Random
+from typing import Any
 
+import numpy as np
 import pytest
-from builders import channels_of, random_case, random_importance
+from builders import Case, Sketch, channels_of, random_case, random_importance
 from enumeration import SCOPES, TOLERANCE, Problem, Sides, random_problem
 from simulation import bias_bytes, simulate
 
 from medyate_planner.errors import ContradictionError, InfeasibleBudgetError, InputError
+from medyate_planner.graph import MeasuredKeep
+from medyate_planner.memory.model import LossCost
+from medyate_planner.memory.rules import Keep
 from medyate_planner.planning import solve
+from medyate_planner.planning.request import PlanRequest
 from medyate_planner.planning.strategies import full, head_only, optimal
 
 CASES = range(200)
@@ -194,7 +201,95 @@ def test_full_and_head_only_state_what_they_need(seed: int) -> None:
             head_only(problem.request(needed))
         return
     needed = problem.sides.budget_for(problem.price({}, frozenset()))
-    assert head_only(problem.request(needed)).updates.layers == set(case.graph.head)
+    assert head_only(problem.request(needed)).updates.layers == set(problem.graph.head)
     with pytest.raises(InfeasibleBudgetError) as caught:
         head_only(problem.request(needed - 1))
     assert caught.value.minimum_bytes == needed
+
+
+# Corners
+
+
+def chain() -> Case:
+    """Two convolutions with a relu between them, and a head."""
+    sketch = Sketch(batch=2)
+    x = sketch.conv(sketch.input(4, 2, 2), 4, name="a", bias=True)
+    x = sketch.conv(sketch.unary("relu", x), 4, name="b", bias=True)
+    out = sketch.linear(sketch.pooled(x), 3, name="head", bias=True)
+    return Case(sketch.build([out], head=["head"]), (), LossCost(forward_bytes=30, backward_bytes=50))
+
+
+def twice() -> Case:
+    """One weight with a bias at two sites, nothing else that needs room at the second."""
+    sketch = Sketch(batch=1)
+    x = sketch.conv(sketch.input(3, 1, 1), 3, name="a", bias=True)
+    x = sketch.conv(sketch.conv(x, 3, name="a"), 2, name="b", bias=True)
+    return Case(sketch.build([x]), ())
+
+
+def shared_with_the_loss() -> Case:
+    """The loss reads what the last sigmoid keeps."""
+    sketch = Sketch(batch=2)
+    x = sketch.conv(sketch.input(3, 2, 2), 3, name="a", bias=True)
+    x = sketch.unary("keeps_output", sketch.conv(x, 3, name="b"))
+    number = sketch.values[x].storage
+    return Case(sketch.build([x]), (Keep(f"storage/{number}", sketch.storages[number].nbytes), Keep("loss/p", 8)))
+
+
+def statistic_of_two() -> Case:
+    """An operator that keeps one and the same large thing for either of its two sources."""
+    sketch = Sketch(batch=1)
+    x = sketch.input(2, 1, 1)
+    branches = [sketch.conv(x, 2, name="a", bias=True), sketch.conv(x, 2, name="b", bias=True)]
+    keep = MeasuredKeep(storage=None, nbytes=100, label="0")
+    return Case(sketch.build([sketch.measured(branches, [[keep], [keep]])]), ())
+
+
+def norms_around_a_residual() -> Case:
+    """A BatchNorm at two sites, a GroupNorm in the branch, and a view of a gradient that goes both ways."""
+    sketch = Sketch(batch=2)
+    x = sketch.norm(sketch.conv(sketch.input(2, 2, 2), 2, name="a"), name="n")
+    y = sketch.norm(sketch.unary("relu", sketch.norm(x, groups=1, bias=False)), name="n")
+    return Case(sketch.build([sketch.add(x, y)]), (), LossCost(target_bytes=8, forward_bytes=90, backward_bytes=10))
+
+
+@pytest.mark.parametrize("make", [chain, twice, shared_with_the_loss, statistic_of_two, norms_around_a_residual])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_optimal_equals_brute_force_at_every_budget(make: Callable[[], Case], scope: str) -> None:
+    case = make()
+    for seed in range(2):
+        problem = Problem(case, random_importance(case.graph, seed), Sides(scope=scope, buy_norm_scales=True))
+        for price in sorted({option.price for option in problem.options}):
+            check_optimum(problem, price)
+
+
+def chain_request(*, biases: bool = True, **options: Any) -> PlanRequest:
+    case = chain()
+    sides = Sides(scope=options.pop("scope", "training"), buy_biases=biases)
+    return Problem(case, random_importance(case.graph, 0), sides).request(10**6, **options)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_optimal_with_everything_affordable_buys_everything(scope: str) -> None:
+    decision = optimal(chain_request(scope=scope))
+    assert decision.updates.quotas == {"a": 4, "b": 4}
+    assert decision.updates.biases == {"a", "b"}
+    assert decision.updates.full == {"head"}
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_optimal_without_importance_of_anything_still_plans(scope: str) -> None:
+    request = chain_request(scope=scope, biases=False)
+    nothing = replace(request.importance, energy={"a": np.zeros(4), "b": np.zeros(4), "head": np.zeros(4)})
+    assert optimal(replace(request, importance=nothing)).updates.quotas
+
+
+def test_update_scope_counts_only_sites_that_the_loss_sees() -> None:
+    sketch = Sketch(batch=2)
+    x = sketch.input(2, 2, 2)
+    out = sketch.conv(x, 2, name="shared")
+    sketch.conv(x, 2, name="shared")  # its output is read by nothing differentiable
+    case = Case(sketch.build([out]), ())
+    importance = replace(random_importance(case.graph, 0), energy={"shared": np.ones(2)})
+    needed = simulate(case.graph, {"shared": 2}).update
+    assert optimal(Problem(case, importance, Sides(scope="update")).request(needed)).updates.quotas == {"shared": 2}

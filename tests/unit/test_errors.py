@@ -9,11 +9,12 @@ import warnings
 import pytest
 
 from medyate_planner import errors
-from medyate_planner.errors import InfeasibleBudgetError, MedyateError, MedyateWarning
+from medyate_planner.errors import ContradictionError, InfeasibleBudgetError, MedyateError, MedyateWarning
 
 EXIT_CODES = {
     "MedyateError": 2,
     "InputError": 2,
+    "ContradictionError": 2,
     "TraceError": 2,
     "PlanMismatchError": 2,
     "InterruptedByUser": 130,
@@ -23,6 +24,7 @@ EXIT_CODES = {
     "SolverError": 1,
     "InfeasibleBudgetError": 3,
 }
+OWN_TEXT = ("InfeasibleBudgetError", "ContradictionError")
 
 
 def test_every_error_class_is_listed_here() -> None:
@@ -30,7 +32,7 @@ def test_every_error_class_is_listed_here() -> None:
     assert found == set(EXIT_CODES)
 
 
-@pytest.mark.parametrize(("name", "exit_code"), [(n, c) for n, c in EXIT_CODES.items() if n != "InfeasibleBudgetError"])
+@pytest.mark.parametrize(("name", "exit_code"), [(n, c) for n, c in EXIT_CODES.items() if n not in OWN_TEXT])
 def test_error_carries_message_facts_and_exit_code(name: str, exit_code: int) -> None:
     error = getattr(errors, name)("layer a: expected 3, got 4", layer="a", expected=3)
     assert isinstance(error, MedyateError)
@@ -70,6 +72,27 @@ def test_infeasible_budget_error_states_the_smallest_budget() -> None:
         "scope": "training",
         "spent_on": "1 channel of a beside the head b",
     }
+
+
+def test_infeasible_budget_error_names_what_contradicts_the_budget() -> None:
+    error = InfeasibleBudgetError(
+        budget_bytes=1000,
+        minimum_bytes=5000,
+        scope="training",
+        spent_on="1 channel of a",
+        demands=("--budget 1000B", "--force-layer a"),
+    )
+    assert str(error).endswith("; pass --budget 5000B or more, or drop --force-layer a")
+    assert error.to_dict()["demands"] == ["--budget 1000B", "--force-layer a"]
+
+
+def test_contradiction_error_names_the_demands() -> None:
+    error = ContradictionError(("--force-layer a*", "--max-layers 1"))
+    assert str(error) == (
+        "no plan can meet --force-layer a* and --max-layers 1 together, whatever the budget; drop one of them"
+    )
+    assert error.demands == ("--force-layer a*", "--max-layers 1")
+    assert (error.exit_code, error.to_dict()["demands"]) == (2, ["--force-layer a*", "--max-layers 1"])
 
 
 def test_warning_is_a_user_warning() -> None:

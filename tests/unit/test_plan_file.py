@@ -67,9 +67,12 @@ def plans(draw: st.DrawFn) -> Plan:
     for name in draw(st.lists(NAME, max_size=4, unique=True)):
         channels = draw(st.integers(1, 4096))
         head = draw(st.booleans())
-        quota = channels if head else draw(st.integers(1, channels))
+        quota = channels if head else draw(st.none() | st.integers(1, channels))
         kind = draw(st.sampled_from(["conv", "depthwise", "grouped", "linear"]))
         layers.append(PlannedLayer(name=name, kind=kind, channels=channels, quota=quota, head=head))
+    pool = [layer for layer in layers if layer.quota is None]
+    drawn = st.fixed_dictionaries({layer.name: st.integers(1, layer.channels) for layer in pool})
+    draws = tuple(draw(st.lists(drawn, min_size=1, max_size=3))) if pool else None
     number = st.floats(allow_nan=False, allow_infinity=False)
     some_text, some_count = st.none() | NAME, st.none() | COUNT
     inputs = st.builds(
@@ -91,7 +94,7 @@ def plans(draw: st.DrawFn) -> Plan:
         ),
         batch_size=draw(st.integers(1, 1024)),
         budget_bytes=draw(st.integers(1, 2**53)),
-        scope=draw(st.sampled_from(["update", "training"])),
+        scope=draw(st.sampled_from(["update", "training", "peak"])),
         status=draw(st.sampled_from(["optimal", "feasible"])),
         gap_ratio=draw(number),
         objective=draw(number),
@@ -103,7 +106,9 @@ def plans(draw: st.DrawFn) -> Plan:
             method=draw(st.sampled_from(["uniform", "weighted", "top", "static"])),
             seed=draw(COUNT),
             alpha=draw(st.floats(0, 1e6)),
-            pool=draw(st.none() | st.lists(NAME, max_size=2).map(tuple)),
+            pool=tuple(layer.name for layer in pool) if pool else None,
+            draws=draws,
+            boost=draw(st.floats(0, 1)),
         ),
         importance=ImportanceRef(source=draw(NAME), file=draw(some_text), sha256=draw(some_text)),
     )
@@ -176,13 +181,15 @@ def drop(*path: Any) -> Callable[[dict[str, Any]], None]:
         (set_to("layers", 0, "quota", value=5), ["layers.0", "layer a: quota 5 does not fit 4 channels"]),
         (set_to("layers", 1, "quota", value=3), ["layers.1", "layer head: quota 3 does not fit 4 channels"]),
         (set_to("layers", 0, "quota", value=0), ["layers.0.quota", "greater than or equal to 1", "got 0"]),
-        (set_to("layers", 0, "quota", value=None), ["layers.0.quota"]),
+        (set_to("layers", 0, "quota", value=None), ["layer a: a quota of null is for layers of sampling.pool"]),
+        (set_to("sampling", "pool", value=["a"]), ["sampling", "pool and draws belong together"]),
+        (set_to("sampling", "method", value="fixed"), ["sampling", "method fixed and channels belong together"]),
         (set_to("layers", 0, "quota", value=2.5), ["layers.0.quota"]),
         (set_to("layers", 0, "kind", value="pool"), ["layers.0.kind", "'pool'"]),
         (set_to("layers", value="all"), ["layers", "'all'"]),
         (set_to("budget_bytes", value=0), ["budget_bytes"]),
         (set_to("budget_bytes", value="512kB"), ["budget_bytes", "512kB"]),
-        (set_to("scope", value="peak"), ["scope", "'peak'"]),
+        (set_to("scope", value="all"), ["scope", "'all'"]),
         (set_to("status", value="best"), ["status", "'best'"]),
         (set_to("update", value="optimizer"), ["update"]),
         (set_to("sampling", "method", value="a\nb"), ["sampling.method"]),
@@ -239,6 +246,45 @@ def test_plan_check_refuses_another_model_and_says_what_differs() -> None:
     assert caught.value.exit_code == 2
     with pytest.raises(PlanMismatchError, match="the model has no layer 'a'"):
         small_plan().check(small_graph(name="b"))
+
+
+def drawn_plan(**sampling: Any) -> dict[str, Any]:
+    """A plan whose layer `a` is drawn anew each interval."""
+    data = small_plan().to_dict()
+    data["layers"][0]["quota"] = None
+    data["sampling"] |= {"pool": ["a"], "draws": [{"a": 1}, {"a": 4}, {}], **sampling}
+    return data
+
+
+def test_plan_with_draws_gives_the_quotas_of_an_interval() -> None:
+    plan = Plan.from_dict(drawn_plan())
+    assert [plan.quotas(interval) for interval in range(4)] == [{"a": 1}, {"a": 4}, {}, {"a": 1}]
+    assert plan.updates(1) == Updates(quotas={"a": 4}, biases=frozenset({"a"}), full=frozenset({"head"}))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "text"),
+    [
+        ({"draws": [{"a": 5}]}, "sampling.draws: a: 5 does not fit"),
+        ({"draws": [{"b": 1}]}, "sampling.draws: b: 1 does not fit"),
+        ({"draws": []}, "pool and draws belong together"),
+        ({"pool": ["a", "head"]}, "layer head: quota|layer head: a quota of null"),
+    ],
+)
+def test_plan_refuses_draws_that_do_not_fit_its_layers(sampling: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        Plan.from_dict(drawn_plan(**sampling))
+
+
+@pytest.mark.parametrize(
+    ("channels", "text"),
+    [([0, 1], "as many different channels"), ([0, 1, 1], "as many different"), ([0, 1, 4], "channels of 0 to 3")],
+)
+def test_plan_refuses_fixed_channels_that_do_not_fit(channels: list[int], text: str) -> None:
+    data = small_plan().to_dict()
+    data["sampling"] |= {"method": "fixed", "channels": {"a": channels}}
+    with pytest.raises(InputError, match=text):
+        Plan.from_dict(data)
 
 
 def test_plan_refuses_a_layer_listed_twice() -> None:

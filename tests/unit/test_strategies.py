@@ -479,7 +479,5 @@ def test_strategies_say_when_nothing_can_be_updated() -> None:
         if name == "head-only":
             decide(name, request)
             continue
-        if name == "full":
-            continue
         with pytest.raises(InputError):
             decide(name, request)

@@ -130,7 +130,7 @@ class _Search:
             return self._genome(quotas, biases)
         kind = self.dice.integers(3)
         if kind == 0 and self._fits(self._shrunk(quotas, 0), biases):
-            part = longest(_PARTS, lambda n: self._fits(self._shrunk(quotas, n), biases))
+            part = longest(_PARTS, lambda n: self._fits(self._shrunk(quotas, n), biases), step=_PARTS // 2)
             return self._genome(self._shrunk(quotas, part), biases)
         active = np.concatenate([quotas > np.where(self.forced, self.least, 0), biases])
         genes = self.dice.permutation(np.flatnonzero(active))
@@ -147,7 +147,9 @@ class _Search:
 
     def _as_many_as_fit(self, genes: Quotas, quotas: Quotas, biases: Bits) -> tuple[Quotas, Bits]:
         """The first of these genes, and of the first that does not fit the largest part that does."""
-        count = longest(len(genes) - 1, lambda n: self._fits(*self._with(genes[:n], quotas, biases)))
+        count = longest(
+            len(genes) - 1, lambda n: self._fits(*self._with(genes[:n], quotas, biases)), step=max(1, len(genes) // 2)
+        )
         kept, bits = self._with(genes[:count], quotas, biases)
         if count < len(genes) and genes[count] < len(self.names):
             kept = self._largest_part(kept, bits, int(genes[count]), int(quotas[genes[count]]))
@@ -180,7 +182,7 @@ class _Search:
             more[place] = parts[count - 1]
             return more
 
-        count = longest(len(parts), lambda n: self._fits(part(n), biases))
+        count = longest(len(parts), lambda n: self._fits(part(n), biases), step=max(1, len(parts) // 2))
         return part(count) if count else quotas
 
     def _with(self, genes: Quotas, quotas: Quotas, biases: Bits) -> tuple[Quotas, Bits]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from medyate_planner.errors import InputError
 from medyate_planner.planning.decision import Decision
 from medyate_planner.planning.limits import require_allowed
 from medyate_planner.planning.recompute import require_fit
@@ -14,7 +15,10 @@ def full(request: PlanRequest) -> Decision:
     Raises:
         InfeasibleBudgetError: the budget is too small for that.
         ContradictionError: a limit on layers or operations is broken whatever the budget.
+        InputError: nothing may be updated.
     """
+    if not request.layers and not request.biases:
+        raise InputError("strategy full: there is nothing beside the head to be updated; see --forbid-layer and --head")
     quotas = {layer.name: request.most(layer) for layer in request.layers}
     updates = request.updates(quotas, frozenset(layer.name for layer in request.biases))
     require_allowed(request, updates, strategy="full")

@@ -80,14 +80,10 @@ class _Search:
         heapq.heapify(offers)
         while offers:
             offer = heapq.heappop(offers)
-            if offer.seen < self.bought:
+            if offer.seen < self.bought:  # out of date: it comes up again at once if it is still the best
                 for fresh in self._offers([(offer.name, offer.quota)]):
-                    if not offers or fresh <= offers[0]:
-                        offer = fresh
-                    else:
-                        heapq.heappush(offers, fresh)
-                if offer.seen < self.bought:
-                    continue
+                    heapq.heappush(offers, fresh)
+                continue
             if self._buy(offer):
                 offers = self._refreshed(offers, offer)
 
