@@ -134,7 +134,8 @@ def interpolation(name: str, base: PlanRequest) -> None:
             curves.MAX_BREAKPOINTS = usual
         print(
             f"{name:15} {budget:10,} B: V {value:9.4f} in {seconds:5.2f} s; with every breakpoint {best:9.4f} in "
-            f"{exact_s:6.2f} s ({exact.status}); lost {max(0.0, best / value - 1):.4%}, at most {bound / value - 1:.4%}",
+            f"{exact_s:6.2f} s ({exact.status}); lost {max(0.0, best / value - 1):.4%}, "
+            f"at most {bound / value - 1:.4%}",
             flush=True,
         )
 
@@ -168,8 +169,8 @@ def large() -> None:
             request = replace(base, budget_bytes=round(low + share * (high - low)), time_limit_seconds=TIME_LIMIT)
             decision, seconds = solve(request)
             print(
-                f"{scope:9} {request.budget_bytes:12,} B: {seconds:6.2f} s, {decision.status}, gap {decision.gap_ratio:.1e}"
-                f", {len(decision.updates.quotas)} layers",
+                f"{scope:9} {request.budget_bytes:12,} B: {seconds:6.2f} s, {decision.status}, gap "
+                f"{decision.gap_ratio:.1e}, {len(decision.updates.quotas)} layers",
                 flush=True,
             )
 
