@@ -53,11 +53,11 @@ def require_possible(request: PlanRequest) -> Updates:
     found = next((updates for updates in _candidates(request) if fits(request, updates)), None)
     if found is not None:
         return found
-    conflict = smallest_conflict(request)
     unlimited = replace(request, budget_bytes=_UNLIMITED, margin_ratio=0.0)
     cheapest = smallest_plan(unlimited)
     if cheapest is None or not fits(unlimited, cheapest):
-        raise ContradictionError(tuple(d.text for d in conflict))
+        raise ContradictionError(tuple(d.text for d in smallest_conflict(request)))
+    conflict = smallest_conflict(request, with_budget=True)
     raise InfeasibleBudgetError(
         budget_bytes=request.budget_bytes,
         minimum_bytes=request.budget_for(scope_bytes(request, cheapest)),
@@ -77,11 +77,16 @@ def _candidates(request: PlanRequest) -> Iterator[Updates]:
     yield from (request.updates({layer.name: request.least(layer)}) for layer in reversed(request.layers))
 
 
-def smallest_conflict(request: PlanRequest) -> tuple[Demand, ...]:
-    """The fewest demands that can not be met together, whatever becomes of the others."""
+def smallest_conflict(request: PlanRequest, *, with_budget: bool = False) -> tuple[Demand, ...]:
+    """The fewest demands that can not be met together, whatever becomes of the others.
+
+    `with_budget`: of the sets with the budget in it, the first demand of `demands_of`.
+    """
     demands = demands_of(request)
     for count in range(1, len(demands) + 1):
         for kept in combinations(demands, count):
+            if with_budget and demands[0] not in kept:
+                continue
             relaxed = request
             for demand in demands:
                 if demand not in kept:

@@ -101,7 +101,8 @@ class PlanRequest:
             ("head", self.head_mode, HEADS),
         ):
             if value not in known:
-                raise InputError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
+                offered = [choice for choice in known if choice != "optional"]  # that one is for demands.py
+                raise InputError(f"{name} {value!r} is unknown; choose one of {', '.join(offered)}")
         for option in ("granularity", "min_quota", "max_quota", "max_layers", "max_flops"):
             value = getattr(self, option)
             if value is not None and value < 1:
@@ -230,14 +231,19 @@ class PlanRequest:
 
     def value(self, updates: Updates) -> float:
         """Exact objective: sum of V_l(n_l) and of the biases' values."""
-        channels = sum(self.curves[name].values[n] for name, n in updates.quotas.items() if name in self.curves)
-        return channels + sum(self.bias_values.get(name, 0.0) for name in updates.biases)
+        curves = self.curves
+        channels = [curves[name].values[n] for name, n in updates.quotas.items() if name in curves]
+        return self._sum(channels, updates)
 
     def interpolated_value(self, updates: Updates) -> float:
         """The objective as the ILP sees it, through the breakpoints."""
         curves = self.curves
-        channels = sum(curves[name].interpolated(n) for name, n in updates.quotas.items() if name in curves)
-        return channels + sum(self.bias_values.get(name, 0.0) for name in updates.biases)
+        channels = [curves[name].interpolated(n) for name, n in updates.quotas.items() if name in curves]
+        return self._sum(channels, updates)
+
+    def _sum(self, channels: list[float], updates: Updates) -> float:
+        """Exactly rounded, so that it does not depend on the order, which a set of biases does not have."""
+        return math.fsum([*channels, *(self.bias_values.get(name, 0.0) for name in updates.biases)])
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -14,6 +14,7 @@ from medyate_planner.planning.recompute import fits, scope_bytes
 from medyate_planner.planning.request import PlanRequest
 
 _TIGHTENINGS = 8
+_CONTRADICTION = 1e-6  # how far a bound may lie below its solution by rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,22 +74,29 @@ def _decision(request: PlanRequest, updates: Updates, solution: Solution) -> Dec
     )
 
 
-def _run(formulation: Formulation, request: PlanRequest) -> Solution | None:
+def _run(formulation: Formulation, request: PlanRequest, *, presolve: bool = True) -> Solution | None:
     pulp, problem = formulation.program.pulp, formulation.program.problem
     _write_lp(problem, request)
-    solver = _solver(request, pulp)
     try:
-        problem.solve(solver)
+        problem.solve(_solver(request, pulp, presolve=presolve))
     except pulp.PulpSolverError as error:
         raise SolverError(f"the solver failed: {error}") from error
     if problem.sol_status in (pulp.LpSolutionInfeasible, pulp.LpSolutionUnbounded):
         return None
     if problem.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
         raise SolverError("the time limit passed before the solver found any plan; raise --time-limit")
+    found, bound = float(problem.objective.value()), _bound(problem)
+    if presolve and bound < found - _CONTRADICTION * abs(found):
+        # HiGHS 1.15 was seen to cut off the optimum in presolve; its bound is then below its own solution
+        return _run(formulation, request, presolve=False)
     quotas = {name: round(float(n.value() or 0.0)) for name, n in formulation.quota.items()}
     biases = frozenset(name for name, b in formulation.bias.items() if (b.value() or 0.0) > 0.5)
-    bound = _bound(problem) * formulation.value_scale
-    return Solution(quotas=quotas, biases=biases, bound=bound, proven=problem.sol_status == pulp.LpSolutionOptimal)
+    return Solution(
+        quotas=quotas,
+        biases=biases,
+        bound=max(bound, found) * formulation.value_scale,
+        proven=problem.sol_status == pulp.LpSolutionOptimal,
+    )
 
 
 def _write_lp(problem: Any, request: PlanRequest) -> None:
@@ -97,7 +105,7 @@ def _write_lp(problem: Any, request: PlanRequest) -> None:
         write_atomic(request.lp_file, lambda temporary: problem.writeLP(str(temporary), max_length=255))
 
 
-def _solver(request: PlanRequest, pulp: Any) -> object:
+def _solver(request: PlanRequest, pulp: Any, *, presolve: bool) -> object:
     try:
         import highspy  # noqa: F401
     except ImportError:
@@ -109,15 +117,14 @@ def _solver(request: PlanRequest, pulp: Any) -> object:
         timeLimit=request.time_limit_seconds,
         threads=1,
         random_seed=request.seed,
+        presolve="choose" if presolve else "off",
     )
 
 
-def _bound(problem: object) -> float:
+def _bound(problem: Any) -> float:
     """The solver's upper bound on the objective; CBC does not tell, there it is the objective itself."""
     model = getattr(problem, "solverModel", None)
-    objective = float(getattr(problem, "objective").value())  # noqa: B009
     if model is None or not hasattr(model, "getInfo"):
-        return objective
+        return float(problem.objective.value())
     # HiGHS minimises the negated objective through PuLP
-    bound = abs(float(model.getInfo().mip_dual_bound))
-    return max(bound, objective)
+    return -float(model.getInfo().mip_dual_bound)

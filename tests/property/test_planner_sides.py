@@ -337,3 +337,13 @@ def test_optimal_with_too_little_time_is_honest(scope: str, seconds: float) -> N
     assert hurried.bound >= patient.facts["interpolated_objective"] * (1 - TOLERANCE)
     assert hurried.gap_ratio == pytest.approx(max(0.0, 1 - found / hurried.bound), abs=1e-9)
     assert hurried.status == ("optimal" if hurried.gap_ratio <= 1e-6 else "feasible")
+
+
+def test_a_bound_below_its_own_solution_is_not_believed() -> None:
+    """HiGHS 1.15 calls 0.43611 optimal here, with a lower bound; without presolve it finds 0.43620."""
+    problem = random_problem(Random("training 1036"), "training")
+    worths = [
+        problem.request(budget).interpolated_value(optimal(problem.request(budget)).updates)
+        for budget in (51332, 51340, 51368, 51400, 51500)
+    ]
+    assert worths == sorted(worths)

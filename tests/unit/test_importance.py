@@ -143,7 +143,8 @@ def test_from_weights_is_the_mean_square_and_says_so() -> None:
     for channel in range(4):
         mean = float(model.dw.weight.detach()[channel].double().square().mean())
         assert found.energy["dw"][channel] == pytest.approx(mean)
-    assert found.bias_energy == {}
+    assert found.bias_energy == {n: pytest.approx(found.energy[n].mean()) for n in found.bias_energy}
+    assert set(found.bias_energy) == {unit.name for unit in graph.units if unit.bias}
     assert "no data seen" in found.source
     meta = from_weights(graph, dict(model.to("meta").named_parameters()))
     assert meta.energy["a"].tolist() == [1.0, 1.0, 1.0]
