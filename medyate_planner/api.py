@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
@@ -19,11 +19,12 @@ from medyate_planner.planfile import plan_from
 from medyate_planner.planning.explain import explain as explanation_of
 from medyate_planner.planning.plan import ImportanceRef, Plan, Sampling
 from medyate_planner.planning.request import PlanRequest
-from medyate_planner.planning.sampling import draw
+from medyate_planner.planning.sampling import draw_planned
 from medyate_planner.planning.strategies import STRATEGIES
 from medyate_planner.reporting.verification import Verification, compare
 from medyate_planner.subject import LossSpec, Subject, as_subject, subject_for, traced_for
 from medyate_planner.trace import ExampleInputs, Trace
+from medyate_planner.training.boosting import Boosting
 from medyate_planner.training.dryrun import dry_run
 from medyate_planner.training.loop import Batches, Epoch, Recipe, fit, invoke, to_model
 from medyate_planner.training.measure import measure_step
@@ -200,7 +201,8 @@ def open_session(subject: Subject, plan: Plan, importance: Importance | None = N
 
 
 def _session(model: nn.Module, traced: Trace, graph: ModelGraph, plan: Plan, importance: Importance | None) -> Session:
-    session = Session(model, traced, graph, plan.updates(), planned_draws(plan, importance))
+    draw = Boosting(plan, importance) if plan.sampling.boosted else planned_draws(plan, importance)
+    session = Session(model, traced, graph, plan.updates(), draw)
     try:
         session.resample(0)
     except BaseException:
@@ -210,30 +212,16 @@ def _session(model: nn.Module, traced: Trace, graph: ModelGraph, plan: Plan, imp
 
 
 def planned_draws(plan: Plan, importance: Importance | None = None) -> Callable[[int], dict[str, list[int]]]:
-    """The channels a plan trains in an interval, by layer: a pure function of the plan and the importance."""
-    sampling = plan.sampling
-    channels = {layer.name: layer.channels for layer in plan.layers}
+    """The channels a plan trains in an interval, by layer: a pure function of the plan and the importance.
 
-    def drawn(interval: int) -> dict[str, list[int]]:
-        if sampling.channels is not None:
-            return {name: list(chosen) for name, chosen in sampling.channels.items()}
-        return {
-            name: draw(
-                sampling.method,
-                layer=name,
-                channels=channels[name],
-                quota=quota,
-                seed=sampling.seed,
-                interval=interval,
-                importance=None
-                if importance is None
-                else list(channel_scores(importance, name, sampling.metric, cost_per_channel=1)),
-                alpha=sampling.alpha,
-            )
-            for name, quota in plan.quotas(interval).items()
-        }
-
-    return drawn
+    With `sampling.boost` > 0 this holds for the first interval alone: later draws depend on the gradients that were
+    seen by then, which only the session that trains knows.
+    """
+    scores = None
+    if importance is not None and plan.sampling.channels is None:
+        metric, names = plan.sampling.metric, [layer.name for layer in plan.layers if not layer.head]
+        scores = {name: channel_scores(importance, name, metric, cost_per_channel=1) for name in names}
+    return lambda interval: draw_planned(plan, interval, scores)
 
 
 def verify(model: nn.Module | Subject, plan: Plan, *, loss: LossSpec | None = None, seed: int = 0) -> Verification:
@@ -277,10 +265,14 @@ def train(
     loss: LossSpec | None = None,
     importance: Importance | None = None,
     start_epoch: int = 0,
+    sampler: Mapping[str, Tensor] | None = None,
     on_step: Callable[[int, int, float], None] = lambda _epoch, _step, _loss: None,
     on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
 ) -> list[Epoch]:
     """Execute a planned fine-tune in place. Starts from the importance file's warmed head, if one is given.
+
+    To go on from a later `start_epoch`, hand in the weights as they were and, with boosting, the `sampler` state of
+    the last `Epoch`.
 
     Raises:
         PlanMismatchError, DivergenceError, InputError.
@@ -292,6 +284,8 @@ def train(
             load_weights(subject.model, importance.head)
     epochs = []
     with open_session(subject, plan, importance) as session:
+        if start_epoch > 0 and plan.sampling.boosted:
+            session.load_sampler_state(sampler or {})
         for epoch in fit(session, batches, subject.loss, recipe, start_epoch=start_epoch, on_step=on_step):
             epochs.append(epoch)
             on_epoch(epoch)

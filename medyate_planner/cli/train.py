@@ -142,6 +142,7 @@ def _fit(
                 recipe,
                 importance=importance,
                 start_epoch=start,
+                sampler=run.sampler() if start else None,
                 on_step=lambda epoch, step, loss: update(epoch * steps + step + 1, f"loss {loss:.3f}"),
                 on_epoch=on_epoch,
             )

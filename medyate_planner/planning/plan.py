@@ -113,6 +113,11 @@ class Sampling(_Part):
             raise ValueError("method fixed and channels belong together")
         return self
 
+    @property
+    def boosted(self) -> bool:
+        """Draws follow the gradients seen while training: only where they go by importance at all."""
+        return self.boost > 0 and self.method in ("weighted", "top")
+
 
 class ImportanceRef(_Part):
     """The importance file a plan was made from; null file: what is named in `source`."""

@@ -1,6 +1,7 @@
 """Which channels are trained in an interval: without replacement, exactly the quota, a pure function of its arguments.
 
 Random numbers depend on (seed, interval, layer) only, so a run can be replayed, resumed, and drawn on every rank alike.
+With boosting (training/boosting.py) the importance given here is the sampler's state: it depends on the gradients seen.
 Source: TraDy (arXiv 2510.19675) for `uniform`; MeDyate (arXiv 2510.20979) for `weighted`, whose exact formula was not
 available: here probabilities are proportional to importance ** alpha.
 """
@@ -9,13 +10,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 
 from medyate_planner.errors import InputError
+from medyate_planner.planning.plan import Plan
 
 Method = Literal["uniform", "weighted", "top", "static"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -29,7 +31,7 @@ def draw(
     quota: int,
     seed: int,
     interval: int,
-    importance: Sequence[float] | None = None,
+    importance: Sequence[float] | np.ndarray | None = None,
     alpha: float = 1.0,
 ) -> list[int]:
     """Indices of `quota` of `channels` input channels, ascending.
@@ -55,6 +57,33 @@ def draw(
     return sorted(int(c) for c in keys.order[:quota])
 
 
+def draw_planned(
+    plan: Plan, interval: int, importance: Mapping[str, Sequence[float] | np.ndarray] | None
+) -> dict[str, list[int]]:
+    """The channels of an interval by layer, as a plan's sampling says; `importance` of each layer's channels.
+
+    Raises:
+        InputError: the sampling goes by importance, and there is none.
+    """
+    sampling = plan.sampling
+    if sampling.channels is not None:
+        return {name: list(chosen) for name, chosen in sampling.channels.items()}
+    channels = {layer.name: layer.channels for layer in plan.layers}
+    return {
+        name: draw(
+            sampling.method,
+            layer=name,
+            channels=channels[name],
+            quota=quota,
+            seed=sampling.seed,
+            interval=interval,
+            importance=None if importance is None else importance[name],
+            alpha=sampling.alpha,
+        )
+        for name, quota in plan.quotas(interval).items()
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class DrawKeys:
     """All channels of a layer in the order in which they are drawn, and a key for each place: over several layers,
@@ -71,7 +100,7 @@ def draw_keys(
     channels: int,
     seed: int,
     interval: int,
-    importance: Sequence[float] | None = None,
+    importance: Sequence[float] | np.ndarray | None = None,
     alpha: float = 1.0,
 ) -> DrawKeys:
     """The whole order of a draw. A layer's first n places are what `draw` gives for a quota of n, as a set.
@@ -95,7 +124,7 @@ def draw_keys(
     return DrawKeys(order, keys[order])
 
 
-def _weights(importance: Sequence[float] | None, layer: str, channels: int) -> np.ndarray:
+def _weights(importance: Sequence[float] | np.ndarray | None, layer: str, channels: int) -> np.ndarray:
     if importance is None:
         raise InputError(f"layer {layer}: this sampling needs the importance of its channels; pass --importance FILE")
     weights = np.asarray(importance, dtype=np.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -83,10 +83,12 @@ class EpochMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What happened in an epoch: its metrics and the channels that were trained."""
+    """What happened in an epoch: its metrics, the channels that were trained, and the sampler's state at its end
+    (empty without boosting)."""
 
     metrics: EpochMetrics
     selection: Mapping[str, Sequence[int]]
+    sampler: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def fit(
@@ -98,7 +100,8 @@ def fit(
     start_epoch: int = 0,
     on_step: Callable[[int, int, float], None] = lambda _epoch, _step, _loss: None,
 ) -> Iterator[Epoch]:
-    """Train epoch after epoch, yielding after each; a function of the recipe, the data and the weights alone.
+    """Train epoch after epoch, yielding after each; a function of the recipe, the data, the weights and the sampler's
+    state alone.
 
     `on_step(epoch, step, loss)` is for progress displays.
 
@@ -137,7 +140,7 @@ def fit(
             lr=lr,
             seconds=time.perf_counter() - began,
         )
-        yield Epoch(metrics=metrics, selection=selection)
+        yield Epoch(metrics=metrics, selection=selection, sampler=session.sampler_state())
 
 
 def train_step(

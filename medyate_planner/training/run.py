@@ -5,6 +5,7 @@
 
 Lines are appended before the checkpoint of their epoch is renamed into place; on resuming, lines of later epochs than
 the checkpoint's are dropped. So whatever the moment of a kill, resuming gives what never stopping would have given.
+With boosting the checkpoint also holds the sampler's state, as tensors `.sampler/…`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from medyate_planner.planning.plan import Plan
 from medyate_planner.training.loop import Epoch, Recipe
 
 SCHEMA_VERSION = 1
+_SAMPLER = ".sampler/"  # no name of a parameter or buffer begins with a dot
 _FILES = (
     "plan.json",
     "recipe.json",
@@ -105,19 +107,34 @@ class RunFolder:
 
     def resume(self, model: nn.Module) -> int:
         """Load the last checkpoint into the model and return the epoch to go on with (0 without a checkpoint)."""
-        checkpoint = self.path / "checkpoint.safetensors"
-        if not checkpoint.exists():
+        if not self._checkpoint.exists():
             self._keep_lines(0)
             return 0
-        try:
-            with safe_open(checkpoint, framework="pt") as file:
-                done = int((file.metadata() or {})["epochs_done"])
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise InputError(f"checkpoint {checkpoint}: can not be read ({error}); start over with --force") from error
-        load_weights(model, state)
+        done, state = self._read_checkpoint()
+        load_weights(model, {name: tensor for name, tensor in state.items() if not name.startswith(_SAMPLER)})
         self._keep_lines(done)
         return done
+
+    def sampler(self) -> dict[str, Tensor]:
+        """The sampler's state in the last checkpoint; empty without boosting, or without a checkpoint."""
+        if not self._checkpoint.exists():
+            return {}
+        _, state = self._read_checkpoint()
+        return {n.removeprefix(_SAMPLER): tensor for n, tensor in state.items() if n.startswith(_SAMPLER)}
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
+    def _read_checkpoint(self) -> tuple[int, dict[str, Tensor]]:
+        try:
+            with safe_open(self._checkpoint, framework="pt") as file:
+                done = int((file.metadata() or {})["epochs_done"])
+                return done, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise InputError(
+                f"checkpoint {self._checkpoint}: can not be read ({error}); start over with --force"
+            ) from error
 
     def record(self, epoch: Epoch, model: nn.Module) -> None:
         """Append the epoch's lines, then save the checkpoint."""
@@ -125,7 +142,8 @@ class RunFolder:
         self._append("metrics.jsonl", epoch.metrics.to_dict())
         self._append("selections.jsonl", selection)
         metadata = {"epochs_done": str(epoch.metrics.epoch + 1)}
-        self._save(self.path / "checkpoint.safetensors", model, metadata)
+        sampler = {_SAMPLER + name: tensor for name, tensor in epoch.sampler.items()}
+        self._save(self._checkpoint, model, metadata, sampler)
 
     def finish(self, model: nn.Module) -> Path:
         """Write the final weights."""
@@ -156,8 +174,10 @@ class RunFolder:
                 lines = file.read_text(encoding="utf-8").splitlines(keepends=True)[:epochs]
                 write_text(file, "".join(lines))
 
-    def _save(self, path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
-        state = weights_of(model)
+    def _save(
+        self, path: Path, model: nn.Module, metadata: dict[str, str], further: Mapping[str, Tensor] | None = None
+    ) -> None:
+        state = {**weights_of(model), **(further or {})}
         write_atomic(path, lambda temporary: save_file(state, temporary, metadata=metadata))
 
 

@@ -16,6 +16,7 @@ from medyate_planner.errors import InputError, StepOrderError
 from medyate_planner.graph import ModelGraph
 from medyate_planner.memory.model import MemoryModel, Updates
 from medyate_planner.trace import Trace, lookup
+from medyate_planner.training.boosting import Boosting
 from medyate_planner.training.rewrite import rewrite
 from medyate_planner.training.slots import Slot, UpdateRule
 
@@ -36,15 +37,20 @@ class Session:
     bit-identical. `finish()` (or leaving the `with` block) gives the model back as it was, but for the updates.
     """
 
-    def __init__(self, model: nn.Module, traced: Trace, graph: ModelGraph, updates: Updates, draw: Draw) -> None:
+    def __init__(
+        self, model: nn.Module, traced: Trace, graph: ModelGraph, updates: Updates, draw: Draw | Boosting
+    ) -> None:
         self.model = model
         self.graph = graph
         self.updates = updates
         self.rule = UpdateRule()
+        self.boosting = draw if isinstance(draw, Boosting) else None
+        if self.boosting is not None:
+            self.rule.boost = self.boosting.observe
         self._traced = traced
         self._inputs = traced.inputs
         self.training = True
-        self._draw = draw
+        self._draw: Draw = draw.draw if isinstance(draw, Boosting) else draw
         self._modes = [(module, module.training) for module in model.modules()]
         self._required = [(p, p.requires_grad) for p in model.parameters()]
         self._token: weakref.ref[_StepToken] | None = None
@@ -136,7 +142,10 @@ class Session:
     def resample(self, interval: int) -> dict[str, list[int]]:
         """Draw the channels of this interval (an epoch by default) and return them by layer.
 
+        With boosting, what the interval before has seen is applied first; of one and the same interval, nothing is.
+
         Raises:
+            DivergenceError: boosting, and a gradient that was seen is not finite.
             StepOrderError: the layers' quotas change between a forward and its backward.
         """
         drawn = {name: list(channels) for name, channels in self._draw(interval).items()}
@@ -149,7 +158,30 @@ class Session:
             self._build(replace(self.updates, quotas=quotas))
         for name, channels in drawn.items():
             self.slots[name].select(channels)
+        if self.boosting is not None:
+            self.boosting.begin(interval, drawn)
         return drawn
+
+    def sampler_state(self) -> dict[str, Tensor]:
+        """What draws to come depend on beside the plan and its importance: tensors on the host, none without boosting.
+
+        Save it with the weights, and give it to `load_sampler_state` to go on as if never stopped.
+        """
+        return {} if self.boosting is None else self.boosting.state()
+
+    def load_sampler_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `sampler_state` gave, and select the channels of its interval.
+
+        Raises:
+            InputError: it is of another plan, or lacking.
+        """
+        if self.boosting is None:
+            if state:
+                raise InputError("sampler state: the plan draws without boosting, so there is nothing to load")
+            return
+        self.boosting.load(state)
+        if self.boosting.interval is not None:
+            self.resample(self.boosting.interval)
 
     def set_lr(self, lr: float, *, weight_decay: float | None = None, clip: float | None = None) -> None:
         """Set the step size, and weight decay and per-layer gradient clipping if given (they then stay)."""

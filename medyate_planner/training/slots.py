@@ -14,6 +14,7 @@ from medyate_planner.graph import Layer
 GradientObserver = Callable[[Tensor, bool], None]  # the gradient, and whether it is its layer's first of the step
 SelectionObserver = Callable[[Tensor], None]
 GradientTap = Callable[["Slot", Tensor | None, Tensor | None], None]
+WeightGradientTap = Callable[["Slot", Tensor | None], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,6 +27,7 @@ class UpdateRule:
     observers: list[GradientObserver] = field(default_factory=list)
     selection_observers: list[SelectionObserver] = field(default_factory=list)
     tap: GradientTap | None = None  # sees each layer's gradient before clipping; must not keep it
+    boost: WeightGradientTap | None = None  # the same for the sampler, if it learns from gradients
 
 
 class Slot:
@@ -137,6 +139,8 @@ class Slot:
         present = [g for g in (weight_gradient, bias_gradient) if g is not None]
         if rule.tap is not None:
             rule.tap(self, weight_gradient, bias_gradient)
+        if rule.boost is not None:
+            rule.boost(self, weight_gradient)
         if not present or rule.lr == 0.0:
             return
         if rule.clip is not None:
