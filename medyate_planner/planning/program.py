@@ -17,11 +17,13 @@ class Program:
     def __init__(self, pulp: Any) -> None:
         self.pulp = pulp
         self.problem = pulp.LpProblem("medyate_plan", pulp.LpMaximize)
+        self.integers = 0
         self._taken: set[str] = set()
         self._maxima: dict[tuple[int, ...], Expression] = {}
         self._alive: list[Expression] = []  # keeps the ids in _maxima unique
 
     def variable(self, name: str, low: float | None, high: float | None, kind: str = "Continuous") -> Expression:
+        self.integers += kind != "Continuous"
         return self.problem.add_variable(self._unique(name), low, high, kind)
 
     def require(self, constraint: Any, name: str) -> None:

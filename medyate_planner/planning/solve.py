@@ -14,6 +14,9 @@ from medyate_planner.planning.recompute import fits, scope_bytes
 from medyate_planner.planning.request import PlanRequest
 
 _TIGHTENINGS = 8
+# Presolve probes every binary, and each implies all that lies downstream: on 1,000 layers (4,300 integers, scope
+# training) it took 14 s, where the rest takes 1 s. On the zoo networks (250), and in scope peak, it pays.
+_MANY_INTEGERS = 2000
 _CONTRADICTION = 1e-6  # how far a bound may lie below its solution by rounding
 
 
@@ -74,9 +77,11 @@ def _decision(request: PlanRequest, updates: Updates, solution: Solution) -> Dec
     )
 
 
-def _run(formulation: Formulation, request: PlanRequest, *, presolve: bool = True) -> Solution | None:
+def _run(formulation: Formulation, request: PlanRequest, *, presolve: bool | None = None) -> Solution | None:
     pulp, problem = formulation.program.pulp, formulation.program.problem
     _write_lp(problem, request)
+    if presolve is None:
+        presolve = request.scope == "peak" or formulation.program.integers <= _MANY_INTEGERS
     try:
         problem.solve(_solver(request, pulp, presolve=presolve))
     except pulp.PulpSolverError as error:
