@@ -119,7 +119,7 @@ class LivePeak:
             """Whether the gradient of what `name` made is alive: made, and not used up or handed on as a view."""
             op = graph.op_by_name[name]
             if graph.position[name] <= now:
-                return now <= start[name]
+                return now < start[name]
             return op.family == "keeps_nothing" and any(
                 waits(s, now) if len(readers[s]) == 1 else now >= min(readers[s]) for s in op.sources if s in active
             )

@@ -182,10 +182,11 @@ class PeakModel:
         }
 
     def _alive_gradients(self) -> Mapping[int, list[tuple[str, frozenset[str]]]]:
-        """At each position the operators whose output's gradient is alive, each with whose activity keeps it so."""
+        """At each position the operators whose output's gradient was made before and is alive, each with whose activity
+        keeps it so."""
         alive: dict[int, list[tuple[str, frozenset[str]]]] = {step.position: [] for step in self.memory.steps}
         for name, start in self._starts.items():
-            for position in range(min(start, len(self.graph.ops) - 1), -1, -1):
+            for position in range(start - 1, -1, -1):  # at `start` it is a result, counted there
                 who = self._held_by(name, position)
                 if not who:
                     break
