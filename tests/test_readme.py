@@ -76,6 +76,26 @@ def test_the_architectures_are_as_exact_as_the_readme_says() -> None:
     assert len(inexact) == full_all - full_exact
 
 
+def test_the_planner_is_as_good_as_the_readme_says() -> None:
+    printed = (ROOT / "reports" / "planner.txt").read_text(encoding="utf-8")
+    claimed = re.search(r"up to ([\d.]+)% above the one and ([\d.]+)% above the other", README)
+    assert claimed is not None
+    for other, largest in zip(("greedy", "evolutionary"), claimed.groups(), strict=True):
+        margins = re.findall(rf"above {other}: ([+-][\d.]+)% to \+([\d.]+)%, .*; below it in (\d+)", printed)
+        assert len(margins) == 3
+        assert all(below == "0" for _, _, below in margins)
+        assert f"{max(float(high) for _, high, _ in margins):.1f}" == largest
+
+
+def test_the_budgets_are_met_as_the_readme_says() -> None:
+    printed = (ROOT / "reports" / "budgets_met.txt").read_text(encoding="utf-8")
+    claimed = re.search(r"(\d+) of (\d+) plans for seven networks", README)
+    assert claimed is not None
+    met, every = claimed.groups()
+    assert f"{met} of {every} met as predicted, in the dry run and as measured" in printed
+    assert met == every
+
+
 @pytest.mark.parametrize("line", re.findall(r"`(medyate [^`]+)`", README))
 def test_every_command_that_is_named_exists(line: str) -> None:
     from medyate_planner.cli import build_app

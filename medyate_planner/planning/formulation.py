@@ -66,10 +66,11 @@ class Formulation:
         granularity = self.request.granularity
         for layer in self.request.layers:
             most = self.capacity.quotas[layer.name] // granularity
+            low = 1 if layer.name in self.request.forced else 0
             if not most:
+                self.program.require(not low, f"forced_{layer.name}")
                 continue
             least = self.request.least(layer) // granularity
-            low = 1 if layer.name in self.request.forced else 0
             z = self.program.variable(f"z_{layer.name}", low, 1, "Integer" if low else "Binary")
             units = self.program.variable(f"n_{layer.name}", 0, most, "Integer")
             self.quota[layer.name], self.updated[layer.name] = granularity * units, z
