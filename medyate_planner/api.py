@@ -20,7 +20,7 @@ from medyate_planner.planning.explain import explain as explanation_of
 from medyate_planner.planning.plan import ImportanceRef, Plan, Sampling
 from medyate_planner.planning.request import PlanRequest
 from medyate_planner.planning.sampling import draw_planned
-from medyate_planner.planning.strategies import STRATEGIES
+from medyate_planner.planning.strategies import DRAWS_BY_IMPORTANCE, STRATEGIES
 from medyate_planner.reporting.verification import Verification, compare
 from medyate_planner.subject import LossSpec, Subject, as_subject, subject_for, traced_for
 from medyate_planner.trace import ExampleInputs, Trace
@@ -162,6 +162,10 @@ def plan(
         raise InputError(f"update mode {update!r} is not available; choose fused")
     if strategy not in STRATEGIES:
         raise InputError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
+    if strategy in DRAWS_BY_IMPORTANCE and importance is None:
+        raise InputError(
+            f"strategy {strategy} draws by the importance of channels; pass --importance FILE from `medyate rank`"
+        )
     subject = as_subject(model, example_inputs, options)
     asked = request_of(subject, importance, parse_bytes(budget), request or {})
     decision = STRATEGIES[strategy](asked)
@@ -177,9 +181,11 @@ def request_of(
     magnitudes = from_weights(subject.graph, dict(subject.traced.module.named_parameters(remove_duplicate=False)))
     importance = importance or magnitudes
     importance.check(subject.graph)
-    return PlanRequest(
+    asked = PlanRequest(
         memory=subject.memory, importance=importance, magnitudes=magnitudes, budget_bytes=budget_bytes, **dict(further)
     )
+    asked.check_head()
+    return asked
 
 
 def prepare(model: nn.Module, plan: Plan, importance: Importance | None = None) -> Session:

@@ -85,7 +85,8 @@ def compare(name: str, subject: Subject, importance: Importance) -> None:
         cells = []
         for other, found in margins.items():
             decision, seconds = solve(request, other)
-            found.append(best / request.interpolated_value(decision.updates) - 1)
+            margin = best / request.interpolated_value(decision.updates) - 1
+            found.append(round(margin, 12) + 0.0)  # no -0.00%
             cells.append((found[-1], seconds))
         (greedy, greedy_s), (evolved, evolved_s) = cells
         print(

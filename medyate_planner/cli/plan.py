@@ -86,7 +86,12 @@ def plan(
         raise InputError("expected --budget (one plan) or --budgets (what each of several buys), and one of them only")
     if plans is not None and budgets is None:
         raise InputError("--plans belongs to --budgets; for one plan pass -o FILE")
-    _check_sampling(value, importance)
+    if budgets is not None and explain:
+        raise InputError("--explain belongs to --budget: it explains one plan")
+    if settings.write_lp is not None and (strategy != "optimal" or budgets is not None):
+        raise InputError("--write-lp belongs to --strategy optimal and one --budget: no other makes one program")
+    check_output(settings.write_lp, force=out.force)
+    _check_sampling(value, strategy, importance)
     chosen = PlanOptions(budget=limits, buy=buy, value=value, strategy=settings)
     if budgets is not None:
         return _frontier(model, budgets, (output, plans), importance, strategy, chosen, options, out)
@@ -169,7 +174,7 @@ def _prepare(model: str, importance: Path | None, chosen: PlanOptions, options: 
             seed=options.seed,
             alpha=value.alpha,
             metric=value.metric,  # type: ignore[arg-type]
-            boost=value.boost if value.sampling == "weighted" else 0.0,
+            boost=value.boost,
         ),
         "model_facts": model_facts(loaded, options),
         "reference": _reference(importance, measured),
@@ -193,10 +198,11 @@ def _exists(importance: Path) -> None:
     Importance.load(importance)
 
 
-def _check_sampling(value: ValueOptions, importance: Path | None) -> None:
+def _check_sampling(value: ValueOptions, strategy: str, importance: Path | None) -> None:
     from medyate_planner.errors import InputError
     from medyate_planner.importance.metrics import METRICS
     from medyate_planner.planning.sampling import METHODS
+    from medyate_planner.planning.strategies import DRAWS, DRAWS_BY_IMPORTANCE
 
     if value.sampling not in METHODS:
         raise InputError(f"--sampling {value.sampling!r} is unknown; choose one of {', '.join(METHODS)}")
@@ -204,10 +210,14 @@ def _check_sampling(value: ValueOptions, importance: Path | None) -> None:
         raise InputError(f"--metric {value.metric!r} is unknown; choose one of {', '.join(METRICS)}")
     if not (math.isfinite(value.alpha) and value.alpha >= 0):
         raise InputError(f"--alpha: expected a finite number of 0 or more, got {value.alpha}")
-    if value.sampling in ("weighted", "top") and importance is None:
-        raise InputError(
-            f"--sampling {value.sampling} needs the importance of channels; pass --importance FILE from `medyate rank`"
-        )
+    if strategy in DRAWS and value.sampling != "uniform":
+        raise InputError(f"--sampling {value.sampling}: strategy {strategy} has draws of its own; leave it out")
+    by_importance = value.sampling in ("weighted", "top") or strategy in DRAWS_BY_IMPORTANCE
+    if by_importance and importance is None:
+        what = f"--strategy {strategy}" if strategy in DRAWS_BY_IMPORTANCE else f"--sampling {value.sampling}"
+        raise InputError(f"{what} needs the importance of channels; pass --importance FILE from `medyate rank`")
+    if value.boost and not by_importance:
+        raise InputError("--boost changes the importance that draws go by: it needs --sampling weighted")
 
 
 def _reference(path: Path | None, measured: Any) -> Any:

@@ -79,7 +79,7 @@ class StrategyOptions:
 
     scheme: Path | None = None
     "sparse-update: JSON file with n_bias and weights."
-    last: int | None = None
+    last_layers: int | None = None
     "last-k: how many layers."
     top_layers: int | None = None
     "TraDy and MeDyate: choose among this many layers."
@@ -165,7 +165,7 @@ class PlanOptions:
                 ) from error
         return StrategySettings(
             scheme=scheme,
-            last_layers=chosen.last,
+            last_layers=chosen.last_layers,
             top_share=chosen.top_share,
             top_layers=chosen.top_layers,
             intervals=chosen.intervals,

@@ -110,6 +110,9 @@ def demands_of(request: PlanRequest) -> tuple[Demand, ...]:
     if request.weights_in == "ram" and request.scope == "peak":
         found.append(Demand("--weights-in ram", lambda r: replace(r, weights_in="flash")))
     found += [Demand(f"--force-layer {p}", _without_force(p)) for p in request.force_layers]
+    found += [Demand(f"--forbid-layer {p}", _without_forbid(p)) for p in request.forbid_layers]
+    if not request.buy_biases:
+        found.append(Demand("--no-biases", lambda r: replace(r, buy_biases=True)))
     if request.max_layers is not None:
         found.append(Demand(f"--max-layers {request.max_layers}", lambda r: replace(r, max_layers=None)))
     if request.min_quota > 1:
@@ -119,6 +122,10 @@ def demands_of(request: PlanRequest) -> tuple[Demand, ...]:
     if request.max_flops is not None:
         found.append(Demand(f"--max-flops {request.max_flops}", lambda r: replace(r, max_flops=None)))
     return tuple(found)
+
+
+def _without_forbid(pattern: str) -> Callable[[PlanRequest], PlanRequest]:
+    return lambda r: replace(r, forbid_layers=tuple(p for p in r.forbid_layers if p != pattern))
 
 
 def _without_force(pattern: str) -> Callable[[PlanRequest], PlanRequest]:

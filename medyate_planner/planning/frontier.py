@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -151,7 +150,8 @@ def trace_frontier(
 
 
 def knee_index(budgets: Sequence[int], values: Sequence[float]) -> int | None:
-    """Which point of a rising curve is farthest above its chord, both axes scaled to 0..1, budgets by their logarithm.
+    """Which point of a rising curve is farthest above its chord, both axes scaled to 0..1, neither by a logarithm: a
+    byte is a byte, however the budgets are spaced.
 
     None with fewer than three points, or where no point lies above the chord.
 
@@ -159,11 +159,11 @@ def knee_index(budgets: Sequence[int], values: Sequence[float]) -> int | None:
     """
     if len(budgets) < 3:
         return None
-    height, width = values[-1] - values[0], math.log(budgets[-1] / budgets[0])
+    height, width = values[-1] - values[0], budgets[-1] - budgets[0]
     if height <= 0:
         return None
     above = [
-        (value - values[0]) / height - math.log(budget / budgets[0]) / width
+        (value - values[0]) / height - (budget - budgets[0]) / width
         for budget, value in zip(budgets, values, strict=True)
     ]
     best = max(range(len(above)), key=lambda i: above[i])

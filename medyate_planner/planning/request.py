@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
-from medyate_planner.errors import InputError
+from medyate_planner.errors import ContradictionError, InputError
 from medyate_planner.graph import Layer
 from medyate_planner.importance.curves import ValueCurve, bias_value, value_curve
 from medyate_planner.importance.energy import Importance
@@ -125,12 +125,30 @@ class PlanRequest:
 
     def _check_forced(self) -> None:
         wanted = {layer.name for layer in self.memory.graph.units if self._is_forced(layer)}
-        lost = sorted(wanted - self.head - {layer.name for layer in self.layers})
-        if lost:
+        for name in sorted(wanted - self.head - {layer.name for layer in self.layers}):
+            self._refuse_forced(name)
+
+    def _refuse_forced(self, name: str) -> None:
+        """Say why a forced layer can not be updated."""
+        force = next(p for p in self.force_layers if fnmatchcase(name, p) and p not in self.waived)
+        forbid = next((p for p in self.forbid_layers if fnmatchcase(name, p)), None)
+        if forbid is not None:
+            raise ContradictionError((f"--force-layer {force}", f"--forbid-layer {forbid}"))
+        if not self.memory.site_positions[name]:
             raise InputError(
-                f"layer {lost[0]} is forced, but can not be updated: it is forbidden, is not upstream of the loss, or "
-                f"has fewer channels than the granularity {self.granularity}"
+                f"layer {name} is forced, but the loss does not depend on it; correct --force-layer {force}"
             )
+        raise ContradictionError((f"--force-layer {force}", f"--granularity {self.granularity}"))
+
+    def check_head(self) -> None:
+        """Raise `InputError` if the user forbids the head, and it alone: a wider pattern means what is for sale."""
+        for pattern in self.forbid_layers:
+            matched = {unit.name for unit in self.memory.graph.units if fnmatchcase(unit.name, pattern)}
+            if matched <= self.head:
+                raise InputError(
+                    f"--forbid-layer {pattern} forbids the head, which is trained in full; pass --head none or "
+                    "--head-by-channels"
+                )
 
     @cached_property
     def limit_bytes(self) -> int:

@@ -42,11 +42,11 @@ def sentences(frontier: FrontierReport) -> tuple[str, ...]:
     if knee is not None:
         last = frontier.feasible[-1]
         found.append(
-            f"The curve bends at {knee.budget_bytes:,} B: {frontier.share_of_best(knee):.0%} of the best value for "
+            f"The curve's knee is at {knee.budget_bytes:,} B: {frontier.share_of_best(knee):.0%} of the best value for "
             f"{knee.budget_bytes / last.budget_bytes:.1%} of the largest budget."
         )
     elif len(frontier.feasible) >= 3:
-        found.append("The curve does not bend in this range: doubling the budget pays as much at its end as before.")
+        found.append("The curve does not bend in this range: the last bytes pay as much as the first.")
     carried = [point for point in frontier.points if point.carried_from_bytes is not None]
     if carried:
         found.append(

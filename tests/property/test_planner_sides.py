@@ -42,12 +42,21 @@ class Demands:
         for name, least in (("max_layers", None), ("min_quota", 1), ("granularity", 1), ("max_flops", None)):
             if getattr(sides, name) != least:
                 self.without[f"--{name.replace('_', '-')} {getattr(sides, name)}"] = {name: least}
+        if not sides.buy_biases:
+            self.without["--no-biases"] = {"buy_biases": True}
         self._universes = {mode: self._universe(mode) for mode in ("full", "channels")}
 
     def _universe(self, mode: str) -> list[tuple[Option, int]]:
         """Every plan without any demand, with its operations."""
-        free = {"granularity": 1, "min_quota": 1, "max_layers": None, "max_flops": None, "force_layers": ()}
-        problem = self.problem.with_sides(head_mode=mode, weights_in="ram", **free)
+        free = {
+            "granularity": 1,
+            "min_quota": 1,
+            "max_layers": None,
+            "max_flops": None,
+            "force_layers": (),
+            "buy_biases": True,
+        }
+        problem = self.problem.with_sides(head_mode=mode, weights_in="ram", buy_biases=True, **free)
         return [(option, problem.flops(option.quotas, option.biases)) for option in problem.options]
 
     def can_be_met(self, kept: tuple[str, ...]) -> bool:
@@ -223,8 +232,8 @@ def test_optimal_never_breaks_max_layers_for_forced_layers() -> None:
         ({"time_limit_seconds": 0.0}, "--time-limit: expected more than 0"),
         ({"force_layers": ("nothing*",)}, "'nothing*' matches no layer"),
         ({"forbid_layers": ("c",)}, "'c' matches no layer"),
-        ({"force_layers": ("a",), "forbid_layers": ("a",)}, "layer a is forced, but can not be updated"),
-        ({"force_layers": ("a",), "granularity": 5}, "layer a is forced, but can not be updated"),
+        ({"force_layers": ("a",), "forbid_layers": ("*",)}, "--force-layer a and --forbid-layer * together"),
+        ({"force_layers": ("a",), "granularity": 5}, "--force-layer a and --granularity 5 together"),
     ],
 )
 def test_request_refuses_unusable_constraints(options: dict[str, Any], text: str) -> None:

@@ -481,3 +481,9 @@ def test_strategies_say_when_nothing_can_be_updated() -> None:
             continue
         with pytest.raises(InputError):
             decide(name, request)
+
+
+def test_a_forbidden_head_is_refused_while_it_is_trained_in_full() -> None:
+    with pytest.raises(InputError, match=r"--forbid-layer he\* forbids the head.*--head-by-channels"):
+        request_for(network(), forbid_layers=("he*",)).check_head()
+    request_for(network(), forbid_layers=("*",)).check_head()

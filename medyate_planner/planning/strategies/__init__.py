@@ -41,4 +41,8 @@ STRATEGIES: Mapping[str, Strategy] = {
     "lara-medyate": lara_medyate,
 }
 
-__all__ = ["STRATEGIES", "Strategy", "full", "head_only", "optimal"]
+DRAWS_BY_IMPORTANCE = frozenset({"rgn", "medyate", "lara-medyate"})  # weights alone can not stand in for it
+
+DRAWS = DRAWS_BY_IMPORTANCE | {"paca", "random", "trady-static", "trady", "lara-trady", "sparse-update"}
+
+__all__ = ["DRAWS", "DRAWS_BY_IMPORTANCE", "STRATEGIES", "Strategy", "full", "head_only", "optimal"]
