@@ -15,7 +15,7 @@ from medyate_planner.importance.gradients import probe
 from medyate_planner.importance.metrics import channel_scores
 from medyate_planner.memory.model import Updates
 from medyate_planner.memory.timeline import footprint
-from medyate_planner.planfile import plan_from
+from medyate_planner.planfile import check_budget, plan_from
 from medyate_planner.planning.explain import explain as explanation_of
 from medyate_planner.planning.plan import ImportanceRef, Plan, Sampling
 from medyate_planner.planning.request import PlanRequest
@@ -233,11 +233,14 @@ def planned_draws(plan: Plan, importance: Importance | None = None) -> Callable[
 def verify(model: nn.Module | Subject, plan: Plan, *, loss: LossSpec | None = None, seed: int = 0) -> Verification:
     """One real step on this machine: predicted bytes against measured bytes, by category.
 
-    The model's weights are put back afterwards.
+    Of a plan whose quotas are drawn anew, the step is that of the draw that keeps most. The model's weights are put
+    back afterwards.
     """
     subject = model if isinstance(model, Subject) else subject_for(model, plan, loss=loss)
-    figures = footprint(subject.memory, plan.updates())
-    certified = dry_run(subject.traced, subject.graph, plan.updates(), subject.loss.function, subject.loss.make_target)
+    draws = [footprint(subject.memory, plan.updates(i)) for i in range(len(plan.sampling.draws or (None,)))]
+    interval = max(range(len(draws)), key=lambda i: draws[i].training_bytes)
+    figures, updates = draws[interval], plan.updates(interval)
+    certified = dry_run(subject.traced, subject.graph, updates, subject.loss.function, subject.loss.make_target)
     trained = list(subject.model.parameters())
     before = [p.detach().clone() for p in trained]
     args, kwargs = subject.traced.examples(subject.graph.batch_size, seed)
@@ -251,7 +254,8 @@ def verify(model: nn.Module | Subject, plan: Plan, *, loss: LossSpec | None = No
         with open_session(subject, plan, neutral) as session:
             with torch.no_grad():
                 target = subject.loss.make_target(session.eval()(*args, **kwargs))
-            session.train().set_lr(1e-3, clip=5.0)
+            session.train().resample(interval)
+            session.set_lr(1e-3, clip=5.0)
             measured = measure_step(session, args, kwargs, target, subject.loss.function)
     finally:
         with torch.no_grad():
@@ -259,7 +263,8 @@ def verify(model: nn.Module | Subject, plan: Plan, *, loss: LossSpec | None = No
                 parameter.copy_(original)
     in_flash = plan.weights_in == "flash"
     weights = subject.graph.parameter_bytes + subject.graph.buffer_bytes if in_flash else 0
-    return compare(plan, figures, certified, measured, weight_bytes=weights)
+    largest_bytes = figures.training_bytes if plan.sampling.draws else None
+    return compare(plan, figures, certified, measured, weight_bytes=weights, largest_bytes=largest_bytes)
 
 
 def train(
@@ -284,6 +289,7 @@ def train(
         PlanMismatchError, DivergenceError, InputError.
     """
     subject = model if isinstance(model, Subject) else subject_for(model, plan, loss=loss)
+    check_budget(subject, plan)
     if importance is not None:
         importance.check(subject.graph)
         if start_epoch == 0:

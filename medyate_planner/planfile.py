@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any
 
-from medyate_planner.errors import CertificationError
+from medyate_planner.errors import CertificationError, PlanMismatchError
 from medyate_planner.graph import Layer, ModelGraph
 from medyate_planner.memory.accounting import sparse_update_bytes
 from medyate_planner.memory.model import Updates
@@ -82,6 +82,34 @@ def plan_from(
     )
 
 
+def check_budget(subject: Subject, plan: Plan) -> None:
+    """Raise `PlanMismatchError` if a plan, edited by hand perhaps, would exceed its own budget in some interval."""
+    for interval in range(len(plan.sampling.draws or (None,))):
+        updates = plan.updates(interval)
+        if plan.scope == "peak":
+            weights = subject.graph.parameter_bytes + subject.graph.buffer_bytes if plan.weights_in == "flash" else 0
+            needed = subject.peak_bound_bytes(updates) - weights
+        else:
+            figures = footprint(subject.memory, updates)
+            needed = figures.update_bytes if plan.scope == "update" else figures.training_bytes
+        if needed > plan.budget_bytes:
+            raise PlanMismatchError(
+                f"the plan needs {needed:,} B (scope {plan.scope}) in interval {interval}, above its budget of "
+                f"{plan.budget_bytes:,} B; correct it, or run `medyate plan`"
+            )
+
+
+def _certify_peak(asked: PlanRequest, bound_bytes: int, live_peak_bytes: int) -> None:
+    """Raise `CertificationError` if a plan of scope `peak` lives on more than the closed form says."""
+    if asked.scope == "peak" and live_peak_bytes > bound_bytes:
+        raise CertificationError(
+            f"the plan could not be certified: its live peak is {live_peak_bytes:,} in the dry run, above the bound of "
+            f"{bound_bytes:,} in closed form; this is a fault of the memory model, please report the network",
+            closed_form_bytes=bound_bytes,
+            dry_run_bytes=live_peak_bytes,
+        )
+
+
 def _certify(figures: Footprint, certified: StepMeasurement) -> None:
     """Raise `CertificationError` unless the dry run holds, to the byte, what the closed form says."""
     for name in ("training_bytes", "saved_bytes"):
@@ -134,12 +162,14 @@ def _predicted(subject: Subject, asked: PlanRequest, decision: Decision) -> Pred
 def _figures(subject: Subject, asked: PlanRequest, updates: Updates) -> dict[str, int]:
     figures = footprint(subject.memory, updates)
     certified = dry_run(subject.traced, subject.graph, updates, subject.loss.function, subject.loss.make_target)
+    bound_bytes = asked.peak.bound(updates)
     _certify(figures, certified)
+    _certify_peak(asked, bound_bytes, certified.live_peak_bytes or 0)
     return {
         "update_bytes": figures.update_bytes,
         "training_bytes": figures.training_bytes,
         "live_peak_bytes": certified.live_peak_bytes or 0,
-        "live_peak_bound_bytes": asked.peak.bound(updates),
+        "live_peak_bound_bytes": bound_bytes,
         "saved_bytes": figures.saved_bytes,
         "selected_bytes": figures.selected_bytes,
         "passthrough_bytes": figures.passthrough_bytes,

@@ -123,8 +123,8 @@ def check(options: ModelOptions) -> None:
 
     if options.batch_size < 1:
         raise InputError(f"--batch-size: expected 1 or more, got {options.batch_size}")
-    if options.seed < 0:
-        raise InputError(f"--seed: expected 0 or more, got {options.seed}")
+    if not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed: expected 0 or more, and less than 2^63, got {options.seed}")
     if options.dropout not in ("off", "keep"):
         raise InputError(f"--dropout {options.dropout!r}: expected off or keep")
     check_device(options.device)

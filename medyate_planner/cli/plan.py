@@ -16,6 +16,7 @@ from medyate_planner.cli.plan_options import (
     PlanOptions,
     StrategyOptions,
     ValueOptions,
+    check_belonging,
 )
 from medyate_planner.cli.rebuild import read_importance
 
@@ -91,6 +92,7 @@ def plan(
     if settings.write_lp is not None and (strategy != "optimal" or budgets is not None):
         raise InputError("--write-lp belongs to --strategy optimal and one --budget: no other makes one program")
     check_output(settings.write_lp, force=out.force)
+    check_belonging(strategy, settings, limits)
     _check_sampling(value, strategy, importance)
     chosen = PlanOptions(budget=limits, buy=buy, value=value, strategy=settings)
     if budgets is not None:

@@ -101,6 +101,33 @@ class StrategyOptions:
     "Write the integer program as text."
 
 
+_POOLS = ("trady-static", "trady", "medyate", "lara-trady", "lara-medyate")
+_BELONGS_TO = {
+    "scheme": ("sparse-update",),
+    "last_layers": ("last-k",),
+    "top_layers": _POOLS,
+    "top_share": _POOLS,
+    "intervals": ("random", "trady", "medyate", "lara-trady", "lara-medyate"),
+    "population": ("evolutionary",),
+    "generations": ("evolutionary",),
+    "mutation": ("evolutionary",),
+}
+
+
+def check_belonging(strategy: str, settings: StrategyOptions, budget: BudgetOptions) -> None:
+    """Raise `InputError` for an option that would be ignored."""
+    from medyate_planner.errors import InputError
+
+    defaults = StrategyOptions()
+    for name, strategies in _BELONGS_TO.items():
+        if getattr(settings, name) != getattr(defaults, name) and strategy not in strategies:
+            raise InputError(
+                f"--{name.replace('_', '-')} belongs to --strategy {' or '.join(strategies)}, not {strategy}"
+            )
+    if budget.weights_in == "flash" and budget.scope != "peak":
+        raise InputError(f"--weights-in flash belongs to --scope peak: scope {budget.scope} counts no weights")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """All of them."""
@@ -158,9 +185,9 @@ class PlanOptions:
         if chosen.scheme is not None:
             try:
                 scheme = read_scheme(json.loads(read_text(chosen.scheme, what="scheme")), subject.graph)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise InputError(
-                    f"scheme {chosen.scheme}: not complete JSON (line {error.lineno}: {error.msg}); expected "
+                    f"scheme {chosen.scheme}: not complete JSON ({str(error)[:80]}); expected "
                     '{"n_bias": N, "weights": {"INDEX or NAME": RATIO, …}}'
                 ) from error
         return StrategySettings(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from medyate_planner.graph import Layer, ModelGraph
 from medyate_planner.importance.energy import Importance, Vector
 
 _BIAS = ":bias"
+_LARGEST = 1e100  # sums and squares of larger ones would overflow
 
 
 def read_numbers(path: Path, graph: ModelGraph) -> Importance:
@@ -26,9 +26,9 @@ def read_numbers(path: Path, graph: ModelGraph) -> Importance:
     """
     try:
         data = json.loads(read_text(path, what="importance file"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(
-            f"importance file {path}: not complete JSON (line {error.lineno}: {error.msg}); expected "
+            f"importance file {path}: not complete JSON ({str(error)[:80]}); expected "
             '{"layer": number or [one per channel], …}'
         ) from error
     return from_numbers(data, graph, source=f"the user's own numbers ({path.name})")
@@ -55,6 +55,8 @@ def from_numbers(data: Any, graph: ModelGraph, *, source: str = "the user's own 
             biases[name] = float(_numbers(value, 1, key, source)[0])
         else:
             energy[name] = _channels(value, unit, source)
+    if not any(biases.values()) and not any(values.any() for values in energy.values()):
+        raise InputError(f"{source}: every number is 0, so that no plan is better than another")
     return Importance(
         energy=energy,
         norms={name: np.sqrt(values) for name, values in energy.items()},
@@ -74,6 +76,8 @@ def _channels(value: Any, unit: Layer, source: str) -> Vector:
 def _numbers(value: Any, count: int, name: str, source: str) -> Vector:
     given = value if isinstance(value, list) else [value]
     right = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in given)
-    if not right or len(given) != count or any(not math.isfinite(v) or v < 0 for v in given):
-        raise InputError(f"{source}: {name}: expected {count} finite numbers of 0 or more, got {str(value)[:60]}")
+    if not right or len(given) != count or not all(0 <= v <= _LARGEST for v in given):  # NaN fails, too
+        raise InputError(
+            f"{source}: {name}: expected {count} number{'s' * (count > 1)} of 0 to {_LARGEST:g}, got {str(value)[:60]}"
+        )
     return np.asarray(given, dtype=np.float64)

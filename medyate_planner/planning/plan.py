@@ -89,7 +89,7 @@ class Sampling(_Part):
     """How channels are redrawn inside each layer's quota."""
 
     method: Literal["uniform", "weighted", "top", "static", "fixed"] = "uniform"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     interval: Literal["epoch"] = "epoch"
     alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     metric: Literal["raw", "rgn", "lara"] = Field(default="raw", description="importance that draws go by")
@@ -153,9 +153,11 @@ class Plan(_Part):
     optimizer: Literal["sgd"] = "sgd"
     status: Literal["optimal", "feasible"]
     gap_ratio: float
-    objective: float
-    objective_bound: float | None = None
-    interpolation_loss: float = 0.0
+    objective: float = Field(description="exact value; of a plan with draws, that of the first")
+    objective_bound: float | None = Field(
+        default=None, description="the solver's, of the interpolated value: objective less interpolation_loss"
+    )
+    interpolation_loss: float = Field(default=0.0, description="what interpolation takes off the value of this plan")
     predicted: Predicted
     layers: tuple[PlannedLayer, ...]
     biases: tuple[str, ...] = ()
@@ -170,6 +172,8 @@ class Plan(_Part):
             names = [layer.name for layer in self.layers]
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"layer {twice} is listed twice")
+        if len(set(self.biases)) < len(self.biases):
+            raise ValueError("biases: one is listed twice")
         pool = set(self.sampling.pool or ())
         for layer in self.layers:
             if (layer.quota is None) != (layer.name in pool):
@@ -180,6 +184,11 @@ class Plan(_Part):
             for name, quota in drawn.items():
                 if name not in by_name or name not in pool or quota > by_name[name].channels:
                     raise ValueError(f"sampling.draws: {name}: {quota} does not fit the layers of the pool")
+        bought = {layer.name for layer in self.layers if not layer.head}
+        if self.sampling.channels is not None and set(self.sampling.channels) != bought:
+            raise ValueError(
+                "sampling.channels: expected the layers that are updated, the head excepted, and no others"
+            )
         for name, channels in (self.sampling.channels or {}).items():
             if name not in by_name or len(set(channels)) != len(channels) or by_name[name].quota != len(channels):
                 raise ValueError(f"sampling.channels: {name}: expected as many different channels as its quota")
@@ -279,6 +288,9 @@ class Plan(_Part):
 
 def _first_difference(plan: Plan, graph: ModelGraph) -> str:
     known = graph.layer_by_name
+    for name in plan.loss_outputs:
+        if name not in graph.values:
+            return f"; the model has no output {name!r} (loss_outputs)"
     for layer in plan.layers:
         if layer.name not in known:
             return f"; the model has no layer {layer.name!r}"

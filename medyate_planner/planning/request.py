@@ -23,6 +23,7 @@ from medyate_planner.memory.peak import PeakModel
 SCOPES = ("update", "training", "peak")
 HEADS = ("full", "channels", "optional")
 WEIGHTS_IN = ("ram", "flash")
+_MOST_INTERVALS = 1000  # each draw is filled exactly and certified by a dry run of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,8 @@ class StrategySettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected 1 or more, got {value}")
+        if self.intervals > _MOST_INTERVALS:
+            raise InputError(f"--intervals: expected {_MOST_INTERVALS} or fewer, got {self.intervals}")
         for name, low, high in (("top_share", 0.0, 1.0), ("mutation", 0.0, 1.0), ("boost", 0.0, 1.0)):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"--{name.replace('_', '-')}: expected 0 to 1, got {getattr(self, name)}")

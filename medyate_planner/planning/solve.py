@@ -20,13 +20,17 @@ _MANY_INTEGERS = 2000
 _CONTRADICTION = 1e-6  # how far a bound may lie below its solution by rounding
 
 
+class OutOfTime(SolverError):
+    """The time limit passed before the solver had any plan."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """What the solver found: quotas, biases, its upper bound on the objective; None of them if infeasible."""
+    """What the solver found: quotas, biases, its upper bound on the objective (None where it does not tell)."""
 
     quotas: dict[str, int]
     biases: frozenset[str]
-    bound: float
+    bound: float | None
     proven: bool
 
 
@@ -37,7 +41,7 @@ def solve(request: PlanRequest) -> Decision | None:
     over, the limit is tightened by that much and the program solved again.
 
     Raises:
-        SolverError: the time limit passed without any plan.
+        OutOfTime: the time limit passed without any plan.
     """
     import pulp
 
@@ -65,7 +69,7 @@ def _without_the_worthless(request: PlanRequest, updates: Updates) -> Updates:
 
 def _decision(request: PlanRequest, updates: Updates, solution: Solution) -> Decision:
     found = request.interpolated_value(updates)
-    gap = max(0.0, (solution.bound - found) / abs(solution.bound)) if solution.bound else 0.0
+    gap = _gap(request, solution, found)
     optimal = solution.proven and gap <= max(request.gap_ratio, 1e-6)
     return Decision(
         updates=updates,
@@ -75,6 +79,13 @@ def _decision(request: PlanRequest, updates: Updates, solution: Solution) -> Dec
         bound=solution.bound,
         facts={"interpolated_objective": found, "interpolation_loss": request.value(updates) - found},
     )
+
+
+def _gap(request: PlanRequest, solution: Solution, found: float) -> float:
+    """Relative gap to the bound; where there is none, what was asked for if the solver says it is met, else all."""
+    if solution.bound is None:
+        return request.gap_ratio if solution.proven else 1.0
+    return max(0.0, (solution.bound - found) / abs(solution.bound)) if solution.bound else 0.0
 
 
 def _run(formulation: Formulation, request: PlanRequest, *, presolve: bool | None = None) -> Solution | None:
@@ -89,9 +100,9 @@ def _run(formulation: Formulation, request: PlanRequest, *, presolve: bool | Non
     if problem.sol_status in (pulp.LpSolutionInfeasible, pulp.LpSolutionUnbounded):
         return None
     if problem.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
-        raise SolverError("the time limit passed before the solver found any plan; raise --time-limit")
+        raise OutOfTime("the time limit passed before the solver found any plan; raise --time-limit")
     found, bound = float(problem.objective.value()), _bound(problem)
-    if presolve and bound < found - _CONTRADICTION * abs(found):
+    if presolve and bound is not None and bound < found - _CONTRADICTION * abs(found):
         # HiGHS 1.15 was seen to cut off the optimum in presolve; its bound is then below its own solution
         return _run(formulation, request, presolve=False)
     quotas = {name: round(float(n.value() or 0.0)) for name, n in formulation.quota.items()}
@@ -99,7 +110,7 @@ def _run(formulation: Formulation, request: PlanRequest, *, presolve: bool | Non
     return Solution(
         quotas=quotas,
         biases=biases,
-        bound=max(bound, found) * formulation.value_scale,
+        bound=None if bound is None else max(bound, found) * formulation.value_scale,
         proven=problem.sol_status == pulp.LpSolutionOptimal,
     )
 
@@ -126,10 +137,10 @@ def _solver(request: PlanRequest, pulp: Any, *, presolve: bool) -> object:
     )
 
 
-def _bound(problem: Any) -> float:
-    """The solver's upper bound on the objective; CBC does not tell, there it is the objective itself."""
+def _bound(problem: Any) -> float | None:
+    """The solver's upper bound on the objective; None from CBC, which does not tell."""
     model = getattr(problem, "solverModel", None)
     if model is None or not hasattr(model, "getInfo"):
-        return float(problem.objective.value())
+        return None
     # HiGHS minimises the negated objective through PuLP
     return -float(model.getInfo().mip_dual_bound)

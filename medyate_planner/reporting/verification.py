@@ -59,12 +59,19 @@ class Verification:
 
 
 def compare(
-    plan: Plan, figures: Footprint, dry: StepMeasurement, real: StepMeasurement, *, weight_bytes: int = 0
+    plan: Plan,
+    figures: Footprint,
+    dry: StepMeasurement,
+    real: StepMeasurement,
+    *,
+    weight_bytes: int = 0,
+    largest_bytes: int | None = None,
 ) -> Verification:
     """Set the three ways of knowing beside each other. `figures` are recomputed, the plan's own must equal them.
 
     Of a plan whose quotas are drawn anew, `figures` are those of the draw that was measured: the plan gives the
-    largest over all draws. `weight_bytes`: what scope `peak` leaves out, because it is in flash.
+    largest over all draws, which must be `largest_bytes` of training memory, that of the draw that was measured.
+    `weight_bytes`: what scope `peak` leaves out, because it is in flash.
     """
     said = plan.predicted if plan.sampling.draws is None else figures
     peak_bytes = plan.predicted.live_peak_bytes if plan.sampling.draws is None else dry.live_peak_bytes or 0
@@ -80,6 +87,10 @@ def compare(
         ("update", said.update_bytes, dry.update_bytes, real.update_bytes),
         ("live peak", peak_bytes, dry.live_peak_bytes, real.live_peak_bytes),
     ]
+    if largest_bytes is not None:
+        count = len(plan.sampling.draws or ())
+        name = f"training, largest of {count} draws"
+        rows.insert(1, (name, plan.predicted.training_bytes, largest_bytes, real.training_bytes))
     categories = tuple(
         Category(name=name, predicted_bytes=predicted, dry_run_bytes=fake or 0, measured_bytes=measured or 0)
         for name, predicted, fake, measured in rows

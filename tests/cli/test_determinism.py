@@ -21,7 +21,12 @@ def factory():
         layers += [nn.Conv2d(24, 96, 1), nn.ReLU6(), nn.Conv2d(96, 96, 3, padding=1, groups=96), nn.Conv2d(96, 24, 1)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
 """
-STRATEGIES = ("optimal", "evolutionary", "greedy", "lara-medyate")
+STRATEGIES = {
+    "optimal": ("--gap", "0"),
+    "evolutionary": ("--generations", "5"),
+    "greedy": (),
+    "lara-trady": ("--intervals", "3"),
+}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -36,7 +41,7 @@ def plan(folder: Path, strategy: str, run: int, threads: int) -> bytes:
     """The plan file that a process of its own writes."""
     out = folder / f"plan-{run}.json"
     arguments = ["plan", "model.py:factory", "--input-shape", "3x32x32", "--batch-size", "4", "--budget", "120kB"]
-    arguments += ["--strategy", strategy, "--generations", "5", "--intervals", "3", "--gap", "0", "-o", str(out)]
+    arguments += ["--strategy", strategy, *STRATEGIES[strategy], "-o", str(out)]
     subprocess.run(
         [sys.executable, "-m", "medyate_planner", *arguments],
         cwd=folder,

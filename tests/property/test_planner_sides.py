@@ -17,8 +17,7 @@ import pytest
 from builders import Case, Sketch, channels_of, random_case, random_importance
 from enumeration import SCOPES, TOLERANCE, Option, Problem, Sides, random_problem
 
-from medyate_planner.errors import ContradictionError, InfeasibleBudgetError, InputError, SolverError
-from medyate_planner.planning.decision import Decision
+from medyate_planner.errors import ContradictionError, InfeasibleBudgetError, InputError
 from medyate_planner.planning.demands import smallest_conflict
 from medyate_planner.planning.strategies import optimal
 
@@ -56,7 +55,7 @@ class Demands:
             "force_layers": (),
             "buy_biases": True,
         }
-        problem = self.problem.with_sides(head_mode=mode, weights_in="ram", buy_biases=True, **free)
+        problem = self.problem.with_sides(head_mode=mode, weights_in="ram", **free)
         return [(option, problem.flops(option.quotas, option.biases)) for option in problem.options]
 
     def can_be_met(self, kept: tuple[str, ...]) -> bool:
@@ -332,17 +331,11 @@ def test_optimal_with_too_little_time_is_honest(scope: str, seconds: float) -> N
     everything = problem.price({o.unit.name: o.quotas[-1] for o in problem.offers}, frozenset())
     budget = (2 * low + everything) // 3
 
-    def decide(seconds: float) -> Decision | None:
-        try:
-            return optimal(problem.request(budget, time_limit_seconds=seconds))
-        except SolverError:
-            return None
-
-    hurried, patient = decide(seconds), decide(2.0)
-    if hurried is None or patient is None:  # a slow machine
-        return
+    hurried, patient = (optimal(problem.request(budget, time_limit_seconds=limit)) for limit in (seconds, 2.0))
     found = problem.check(hurried, budget)
-    assert hurried.bound is not None
+    if hurried.bound is None:  # the solver had no plan yet: greedily, and nothing is known of the optimum
+        assert (hurried.status, hurried.gap_ratio) == ("feasible", 1.0)
+        return
     assert hurried.bound >= patient.facts["interpolated_objective"] * (1 - TOLERANCE)
     assert hurried.gap_ratio == pytest.approx(max(0.0, 1 - found / hurried.bound), abs=1e-9)
     assert hurried.status == ("optimal" if hurried.gap_ratio <= 1e-6 else "feasible")

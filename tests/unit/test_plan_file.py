@@ -43,7 +43,7 @@ def small_plan(**changes: Any) -> Plan:
             inputs=(ModelInput(shape=(4, 2, 2), dtype="float32"),),
         ),
         "batch_size": 2,
-        "loss_outputs": ("linear",),
+        "loss_outputs": small_graph().outputs,
         "budget_bytes": 1000,
         "scope": "training",
         "strategy": "optimal",
@@ -101,7 +101,7 @@ def plans(draw: st.DrawFn) -> Plan:
         objective_bound=draw(st.none() | number),
         predicted=Predicted(**{name: draw(COUNT) for name in Predicted.model_fields}),
         layers=tuple(layers),
-        biases=tuple(draw(st.lists(NAME, max_size=3))),
+        biases=tuple(draw(st.lists(NAME, max_size=3, unique=True))),
         sampling=Sampling(
             method=draw(st.sampled_from(["uniform", "weighted", "top", "static"])),
             seed=draw(COUNT),
@@ -274,6 +274,23 @@ def test_plan_with_draws_gives_the_quotas_of_an_interval() -> None:
 def test_plan_refuses_draws_that_do_not_fit_its_layers(sampling: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         Plan.from_dict(drawn_plan(**sampling))
+
+
+def test_plan_refuses_what_can_not_be_trained() -> None:
+    for change, text in (
+        (set_to("biases", value=["a", "a"]), "biases: one is listed twice"),
+        (set_to("sampling", "seed", value=10**30), "sampling.seed"),
+    ):
+        data = small_plan().to_dict()
+        change(data)
+        with pytest.raises(InputError, match=text):
+            Plan.from_dict(data)
+    data = small_plan().to_dict()
+    data["sampling"] |= {"method": "fixed", "channels": {"a": [0, 1, 2], "head": [0, 1, 2, 3]}}
+    with pytest.raises(InputError, match="expected the layers that are updated, the head excepted"):
+        Plan.from_dict(data)
+    with pytest.raises(PlanMismatchError, match="no output 'foo'"):
+        small_plan(loss_outputs=("foo",)).check(small_graph())
 
 
 @pytest.mark.parametrize(
