@@ -40,17 +40,11 @@ def plan_from(
         CertificationError: they do not.
     """
     graph = subject.graph
-    inputs = tuple(
-        ModelInput.model_validate(
-            {"shape": s.shape, "dtype": s.dtype, "name": s.name, "channels_last": s.channels_last}
-        )
-        for s in subject.traced.inputs
-    )
     return Plan(
         model=PlannedModel(
             fingerprint=graph.fingerprint,
             num_parameters=graph.num_parameters,
-            inputs=inputs,
+            inputs=_inputs(subject),
             head_pattern=subject.traced.head_pattern,
             **dict(model_facts),
         ),
@@ -79,6 +73,15 @@ def plan_from(
         biases=tuple(unit.name for unit in graph.units if unit.name in decision.updates.biases),
         sampling=Sampling.model_validate({**sampling.model_dump(), **decision.sampling}),
         importance=reference,
+    )
+
+
+def _inputs(subject: Subject) -> tuple[ModelInput, ...]:
+    return tuple(
+        ModelInput.model_validate(
+            {"shape": s.shape, "dtype": s.dtype, "name": s.name, "channels_last": s.channels_last}
+        )
+        for s in subject.traced.inputs
     )
 
 

@@ -10,9 +10,10 @@ from medyate_planner.reporting.tables import line, put, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
     from medyate_planner.importance.metrics import LayerScore
-    from medyate_planner.planning.plan import Plan
+    from medyate_planner.planning.plan import Plan, Predicted
     from medyate_planner.reporting.verification import Verification
 
 
@@ -35,6 +36,21 @@ def render_plan(plan: Plan) -> Iterable[RenderableType]:
             f"channels are drawn across {len(plan.sampling.pool or ())} layers in each interval, "
             f"{len(plan.sampling.draws)} draws are planned; figures are the largest over them"
         )
+    yield _figures(figures)
+    if figures.flops and figures.full_flops:
+        yield line(
+            f"operations of one step: {figures.flops / 1e6:,.1f} MFLOP, {figures.flops / figures.full_flops:.1%} of "
+            "full fine-tuning's"
+        )
+    yield _layers(plan)
+    alone = [name for name in plan.biases if name not in {layer.name for layer in plan.layers}]
+    if alone:
+        yield line(f"biases alone: {', '.join(alone)}")
+    if plan.explanation is not None:
+        yield from render_explanation(plan.explanation)
+
+
+def _figures(figures: Predicted) -> Table:
     made = table("Predicted memory of one step", ("", "left"), ("bytes", "right"))
     for name, amount in (
         ("training (the largest moment)", figures.training_bytes),
@@ -52,12 +68,10 @@ def render_plan(plan: Plan) -> Iterable[RenderableType]:
     ):
         if amount is not None:
             put(made, name, f"{amount:,}")
-    yield made
-    if figures.flops and figures.full_flops:
-        yield line(
-            f"operations of one step: {figures.flops / 1e6:,.1f} MFLOP, {figures.flops / figures.full_flops:.1%} of "
-            "full fine-tuning's"
-        )
+    return made
+
+
+def _layers(plan: Plan) -> Table:
     layers = table(
         f"Updated: {len(plan.layers)} layers, {len(plan.biases)} biases",
         ("layer", "left"), ("kind", "left"), ("quota", "right"), ("of", "right"), ("share", "right"), ("bias", "left"),
@@ -72,12 +86,7 @@ def render_plan(plan: Plan) -> Iterable[RenderableType]:
             "" if layer.quota is None else f"{layer.quota / layer.channels:.0%}",
             "yes" if layer.name in plan.biases or layer.head else "",
         )
-    yield layers
-    alone = [name for name in plan.biases if name not in {layer.name for layer in plan.layers}]
-    if alone:
-        yield line(f"biases alone: {', '.join(alone)}")
-    if plan.explanation is not None:
-        yield from render_explanation(plan.explanation)
+    return layers
 
 
 def render_ranking(source: str, metric: str, ranking: Sequence[LayerScore], most: int = 15) -> Iterable[RenderableType]:
