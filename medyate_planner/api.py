@@ -20,7 +20,7 @@ from medyate_planner.planning.explain import explain as explanation_of
 from medyate_planner.planning.plan import ImportanceRef, Plan, Sampling
 from medyate_planner.planning.request import PlanRequest
 from medyate_planner.planning.sampling import draw_planned
-from medyate_planner.planning.strategies import DRAWS_BY_IMPORTANCE, STRATEGIES
+from medyate_planner.planning.strategies import DRAWS_BY_IMPORTANCE, STRATEGIES, Strategy
 from medyate_planner.reporting.verification import Verification, compare
 from medyate_planner.subject import LossSpec, Subject, as_subject, subject_for, traced_for
 from medyate_planner.trace import ExampleInputs, Trace
@@ -160,18 +160,28 @@ def plan(
     """
     if update != "fused":
         raise InputError(f"update mode {update!r} is not available; choose fused")
+    decide = chosen_strategy(strategy, importance)
+    subject = as_subject(model, example_inputs, options)
+    asked = request_of(subject, importance, parse_bytes(budget), request or {})
+    decision = decide(asked)
+    reference = importance_file or ImportanceRef(source=asked.importance.source)
+    made = plan_from(subject, asked, decision, sampling or Sampling(), model_facts or {}, reference)
+    return made.model_copy(update={"explanation": explanation_of(asked, decision)}) if explain else made
+
+
+def chosen_strategy(strategy: str, importance: Importance | None) -> Strategy:
+    """The planner of that name.
+
+    Raises:
+        InputError: there is none, or it draws by importance and none was measured.
+    """
     if strategy not in STRATEGIES:
         raise InputError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
     if strategy in DRAWS_BY_IMPORTANCE and importance is None:
         raise InputError(
             f"strategy {strategy} draws by the importance of channels; pass --importance FILE from `medyate rank`"
         )
-    subject = as_subject(model, example_inputs, options)
-    asked = request_of(subject, importance, parse_bytes(budget), request or {})
-    decision = STRATEGIES[strategy](asked)
-    reference = importance_file or ImportanceRef(source=asked.importance.source)
-    made = plan_from(subject, asked, decision, sampling or Sampling(), model_facts or {}, reference)
-    return made.model_copy(update={"explanation": explanation_of(asked, decision)}) if explain else made
+    return STRATEGIES[strategy]
 
 
 def request_of(

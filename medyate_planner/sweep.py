@@ -8,13 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from medyate_planner.api import request_of
-from medyate_planner.errors import InputError
+from medyate_planner.api import chosen_strategy, request_of
 from medyate_planner.importance.energy import Importance
 from medyate_planner.planfile import plan_from
 from medyate_planner.planning.frontier import Frontier, checked_budgets, parse_budgets, trace_frontier
 from medyate_planner.planning.plan import ImportanceRef, Plan, Sampling
-from medyate_planner.planning.strategies import STRATEGIES
 from medyate_planner.reporting.frontier_view import FrontierReport, frontier_report
 from medyate_planner.subject import Subject, as_subject
 from medyate_planner.trace import ExampleInputs
@@ -68,11 +66,10 @@ def trace_budgets(
     on_point: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> Frontier:
     """The frontier with its decisions, from which `plans_of` makes plans."""
-    if strategy not in STRATEGIES:
-        raise InputError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
+    decide = chosen_strategy(strategy, importance)
     amounts = read_budgets(budgets)
     asked = request_of(subject, importance, amounts[-1], request or {})
-    return trace_frontier(asked, amounts, STRATEGIES[strategy], on_point=on_point)
+    return trace_frontier(asked, amounts, decide, on_point=on_point)
 
 
 def as_report(subject: Subject, traced: Frontier, *, spec: str | None, reference: ImportanceRef) -> FrontierReport:

@@ -340,3 +340,9 @@ def test_public_frontier_and_its_plans_agree() -> None:
         assert plan.used_bytes == alone.used_bytes == point.used_bytes
         assert plan.objective == alone.objective == point.objective
         assert sum(plan.quotas().values()) == point.channels
+
+
+def test_frontier_of_draws_by_importance_needs_importance() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    with pytest.raises(InputError, match="medyate draws by the importance"):
+        medyate_planner.frontier(model, torch.zeros(2, 4), ["1kB", "2kB"], strategy="medyate")
