@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,24 +15,31 @@ from medyate_planner.graph import ModelGraph
 from medyate_planner.importance.energy import Importance, from_weights
 from medyate_planner.importance.gradients import probe
 from medyate_planner.importance.metrics import channel_scores
+from medyate_planner.memory.mode import FUSED, UpdateMode, choose_mode
 from medyate_planner.memory.model import Updates
 from medyate_planner.memory.timeline import footprint
 from medyate_planner.planfile import check_budget, plan_from
 from medyate_planner.planning.explain import explain as explanation_of
 from medyate_planner.planning.plan import ImportanceRef, Plan, Sampling
 from medyate_planner.planning.request import PlanRequest
+from medyate_planner.planning.rounds import Packing, Round, pack_rounds
 from medyate_planner.planning.sampling import draw_planned
-from medyate_planner.planning.strategies import DRAWS_BY_IMPORTANCE, STRATEGIES, Strategy
+from medyate_planner.planning.strategies import CHANGES_QUOTAS, DRAWS_BY_IMPORTANCE, STRATEGIES, Strategy
 from medyate_planner.reporting.verification import Verification, compare
 from medyate_planner.subject import LossSpec, Subject, as_subject, subject_for, traced_for
 from medyate_planner.trace import ExampleInputs, Trace
 from medyate_planner.training.boosting import Boosting
 from medyate_planner.training.dryrun import dry_run
-from medyate_planner.training.loop import Batches, Epoch, Recipe, fit, invoke, to_model
+from medyate_planner.training.guard import Guard
+from medyate_planner.training.loop import Batches, Epoch, Recipe, Watch, fit, invoke, to_model
 from medyate_planner.training.measure import measure_step
+from medyate_planner.training.probing import probe_in_rounds, require_within
+from medyate_planner.training.progress import Checkpoint
 from medyate_planner.training.run import load_weights
 from medyate_planner.training.session import Session
 from medyate_planner.units import parse_bytes
+
+ROUND_BATCHES = 8  # mini-batches of importance within a budget, of which each round sees all
 
 
 def rank(
@@ -43,12 +52,14 @@ def rank(
     warm_head_epochs: int = 2,
     recipe: Recipe | None = None,
     max_batches: int | None = None,
+    within_budget: str | int | None = None,
     on_step: Callable[[str, int, int], None] = lambda _phase, _step, _of: None,
     **options: Any,
 ) -> Importance:
     """Train the head alone for a short while, then measure the gradient energy of every channel.
 
-    The head's weights in `model` are put back; the warmed ones are in the result.
+    The head's weights in `model` are put back; the warmed ones are in the result. With `within_budget` neither the head
+    nor the measurement ever keeps more than that: channels are measured in rounds, each a selection that fits.
 
     Args:
         model: A module, or what `subject_of` returned.
@@ -58,53 +69,75 @@ def rank(
         steps_per_epoch: Number of batches of an epoch.
         warm_head_epochs: Epochs of training the head alone; 0 measures with the head as it is.
         recipe: Learning rate and clipping of the warm-up.
-        max_batches: Measure on this many batches at most.
+        max_batches: Measure on this many batches at most; by default on all, within a budget on 8.
+        within_budget: Bytes (scope `training`), or a text such as "512kB". `batches(0)` is then read once a round.
         on_step: Progress: phase ("head" or "gradients"), step, number of steps.
         options: As `subject_of`.
+
+    Raises:
+        InfeasibleBudgetError: the head, or not even one channel, fits `within_budget`.
+        CertificationError: more than `within_budget` was measured.
+        InputError, DivergenceError.
     """
     subject = as_subject(model, example_inputs, {"loss": loss, **options})
     chosen = recipe or Recipe(epochs=max(1, warm_head_epochs))
     head_names = _head_parameters(subject.graph)
+    packing = None
+    if within_budget is not None:
+        head = frozenset(subject.graph.head if warm_head_epochs else ())
+        packing = pack_rounds(subject.memory, parse_bytes(within_budget, what="--within-budget"), head=head)
     own = dict(subject.model.named_parameters(remove_duplicate=False))
     before = {name: own[name].detach().clone() for name in head_names}
-    count = min(steps_per_epoch, max_batches or steps_per_epoch)
+    count = min(steps_per_epoch, max_batches or (steps_per_epoch if packing is None else ROUND_BATCHES))
+    warming_bytes = 0
     try:
         if head_names and warm_head_epochs:
             total = chosen.epochs * steps_per_epoch
-            warm_head(
+            warming_bytes = warm_head(
                 subject,
                 batches,
                 chosen,
                 steps_per_epoch,
                 on_step=lambda e, s: on_step("head", e * steps_per_epoch + s, total),
             )
-        seen = 0
-
-        def limited() -> Iterable[tuple[Any, Any]]:
-            for index, (x, target) in enumerate(batches(0)):
-                if index >= count:
-                    return
-                yield to_model(subject.model, x), to_model(subject.model, target, cast=False)
-
-        def advance() -> None:
-            nonlocal seen
-            seen += 1
-            on_step("gradients", seen, count)
-
-        measured = probe(subject.model, subject.graph, limited(), subject.loss.function, call=invoke, on_batch=advance)
+        if packing is not None:
+            require_within(packing.budget_bytes, warming_bytes, "training the head")
+        measured = _measure(subject, packing, lambda: islice(batches(0), count), count, on_step)
         warmed = {name: own[name].detach().clone() for name in head_names}
     finally:
         load_weights(subject.model, before)
     facts = {**measured.facts, "loss": subject.loss.name, "warm_head_epochs": warm_head_epochs}
-    return Importance(
-        energy=measured.energy,
-        norms=measured.norms,
-        bias_energy=measured.bias_energy,
-        fingerprint=measured.fingerprint,
-        source=measured.source,
-        head=warmed,
-        facts=facts,
-    )
+    if packing is not None:
+        facts["measured_training_bytes"] = max(warming_bytes, facts["measured_training_bytes"])
+    return replace(measured, head=warmed, facts=facts)
+
+
+def _measure(
+    subject: Subject,
+    packing: Packing | None,
+    batches: Callable[[], Iterable[tuple[Any, Any]]],
+    count: int,
+    on_step: Callable[[str, int, int], None],
+) -> Importance:
+    """Gradients of `count` batches: all at once, or in rounds."""
+    model, graph, loss = subject.model, subject.graph, subject.loss.function
+    step, of = 0, count * (1 if packing is None else len(packing.rounds))
+
+    def on_model() -> Iterable[tuple[Any, Any]]:
+        return ((to_model(model, x), to_model(model, target, cast=False)) for x, target in batches())
+
+    def advance() -> None:
+        nonlocal step
+        step += 1
+        on_step("gradients", step, of)
+
+    if packing is None:
+        return probe(model, graph, on_model(), loss, call=invoke, on_batch=advance)
+
+    def open_round(chosen: Round) -> Session:
+        return Session(model, subject.traced, graph, chosen.updates, chosen.draw)
+
+    return probe_in_rounds(graph, packing, on_model, loss, open_session=open_round, on_batch=advance)
 
 
 def warm_head(
@@ -114,13 +147,19 @@ def warm_head(
     steps_per_epoch: int,
     *,
     on_step: Callable[[int, int], None] = lambda _epoch, _step: None,
-) -> None:
-    """Train the head alone, in place, with the executor itself (a head-only plan)."""
+) -> int:
+    """Train the head alone, in place, with the executor itself (a head-only plan).
+
+    Returns:
+        The most training bytes that were measured in an epoch.
+    """
+    subject = subject.under(FUSED, "frozen")
     updates = Updates(quotas={}, full=frozenset(subject.graph.head))
     source = Batches(train=batches, test=lambda: (), steps_per_epoch=steps_per_epoch)
     with Session(subject.model, subject.traced, subject.graph, updates, lambda _interval: {}) as session:
-        for _ in fit(session, source, subject.loss, recipe, on_step=lambda e, s, _loss: on_step(e, s + 1)):
-            pass
+        watch = Watch(on_step=lambda e, s, _loss: on_step(e, s + 1))
+        epochs = fit(session, source, subject.loss, recipe, watch=watch)
+        return max(epoch.metrics.measured_training_bytes for epoch in epochs)
 
 
 def plan(
@@ -130,7 +169,9 @@ def plan(
     importance: Importance | None = None,
     *,
     strategy: str = "optimal",
-    update: str = "fused",
+    update: str | None = None,
+    optimizer: str | None = None,
+    accumulation: int | None = None,
     sampling: Sampling | None = None,
     model_facts: Mapping[str, Any] | None = None,
     importance_file: ImportanceRef | None = None,
@@ -146,7 +187,10 @@ def plan(
         budget: Bytes, or a text such as "512kB".
         importance: From `rank`; without it, mean squared weight per channel (the plan says so).
         strategy: A name of `medyate_planner.planning.strategies.STRATEGIES`.
-        update: "fused".
+        update: "fused" (plain SGD during backward; the default where that will do) or "optimizer" (a torch optimizer,
+            on compact parameters). What is not given, a subject knows.
+        optimizer: Whose state is paid for: sgd, momentum, adam or adamw.
+        accumulation: Passes whose gradients are summed before a step.
         sampling: How channels are redrawn.
         model_facts: How to build the model again (spec, weights, num_classes, input_shape), for the file.
         importance_file: Name and hash of the importance file.
@@ -158,10 +202,10 @@ def plan(
         InfeasibleBudgetError: no plan fits; gives the smallest budget that can be met.
         PlanMismatchError: the importance is another model's.
     """
-    if update != "fused":
-        raise InputError(f"update mode {update!r} is not available; choose fused")
-    decide = chosen_strategy(strategy, importance)
+    asked_mode = choose_mode(update, optimizer, accumulation)
     subject = as_subject(model, example_inputs, options)
+    subject = subject if asked_mode is None else subject.under(asked_mode)
+    decide = chosen_strategy(strategy, importance, subject.mode)
     asked = request_of(subject, importance, parse_bytes(budget), request or {})
     decision = decide(asked)
     reference = importance_file or ImportanceRef(source=asked.importance.source)
@@ -169,17 +213,23 @@ def plan(
     return made.model_copy(update={"explanation": explanation_of(asked, decision)}) if explain else made
 
 
-def chosen_strategy(strategy: str, importance: Importance | None) -> Strategy:
+def chosen_strategy(strategy: str, importance: Importance | None, mode: UpdateMode = FUSED) -> Strategy:
     """The planner of that name.
 
     Raises:
-        InputError: there is none, or it draws by importance and none was measured.
+        InputError: there is none, it draws by importance and none was measured, or its quotas change and `mode` wants
+            parameters of constant shape.
     """
     if strategy not in STRATEGIES:
         raise InputError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
     if strategy in DRAWS_BY_IMPORTANCE and importance is None:
         raise InputError(
             f"strategy {strategy} draws by the importance of channels; pass --importance FILE from `medyate rank`"
+        )
+    if strategy in CHANGES_QUOTAS and not mode.is_fused:
+        raise InputError(
+            f"strategy {strategy} changes quotas between intervals, which needs update mode fused: compact parameters "
+            "have constant shapes; leave out --update optimizer, or choose another strategy"
         )
     return STRATEGIES[strategy]
 
@@ -218,7 +268,7 @@ def open_session(subject: Subject, plan: Plan, importance: Importance | None = N
 
 def _session(model: nn.Module, traced: Trace, graph: ModelGraph, plan: Plan, importance: Importance | None) -> Session:
     draw = Boosting(plan, importance) if plan.sampling.boosted else planned_draws(plan, importance)
-    session = Session(model, traced, graph, plan.updates(), draw)
+    session = Session(model, traced, graph, plan.updates(), draw, mode=plan.mode)
     try:
         session.resample(0)
     except BaseException:
@@ -250,8 +300,9 @@ def verify(model: nn.Module | Subject, plan: Plan, *, loss: LossSpec | None = No
     draws = [footprint(subject.memory, plan.updates(i)) for i in range(len(plan.sampling.draws or (None,)))]
     interval = max(range(len(draws)), key=lambda i: draws[i].training_bytes)
     figures, updates = draws[interval], plan.updates(interval)
-    certified = dry_run(subject.traced, subject.graph, updates, subject.loss.function, subject.loss.make_target)
-    trained = list(subject.model.parameters())
+    loss_function, make_target = subject.loss.function, subject.loss.make_target
+    certified = dry_run(subject.traced, subject.graph, updates, loss_function, make_target, mode=subject.mode)
+    trained = [*subject.model.parameters(), *subject.model.buffers()]
     before = [p.detach().clone() for p in trained]
     args, kwargs = subject.traced.examples(subject.graph.batch_size, seed)
     args, kwargs = to_model(subject.model, args), to_model(subject.model, kwargs)
@@ -285,30 +336,52 @@ def train(
     *,
     loss: LossSpec | None = None,
     importance: Importance | None = None,
-    start_epoch: int = 0,
-    sampler: Mapping[str, Tensor] | None = None,
+    resume: Checkpoint | None = None,
+    checkpoint_every: int | None = None,
+    enforce: bool = False,
     on_step: Callable[[int, int, float], None] = lambda _epoch, _step, _loss: None,
     on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
+    on_checkpoint: Callable[[Checkpoint], None] = lambda _checkpoint: None,
 ) -> list[Epoch]:
     """Execute a planned fine-tune in place. Starts from the importance file's warmed head, if one is given.
 
-    To go on from a later `start_epoch`, hand in the weights as they were and, with boosting, the `sampler` state of
-    the last `Epoch`.
+    Args:
+        model: A module, or what `subject_of` returned.
+        plan: What is trained; its sampling says how, and how often, channels are redrawn.
+        batches: Where data come from.
+        recipe: Schedule, clipping, and what the optimizer is told.
+        loss: The plan's own, if none is given.
+        importance: What draws go by.
+        resume: Go on from this checkpoint, with the weights as they were then.
+        checkpoint_every: Call `on_checkpoint` after every so many steps, beside the ends of epochs (`Epoch.checkpoint`).
+        enforce: Measure every step, and stop when one is seen to exceed the budget.
+        on_step: Progress: epoch, step, loss.
+        on_epoch: Called after each epoch.
+        on_checkpoint: Called with a checkpoint within an epoch, and with `enforce` before the first step.
 
     Raises:
         PlanMismatchError, DivergenceError, InputError.
+        BudgetExceededError: with `enforce`.
     """
     subject = model if isinstance(model, Subject) else subject_for(model, plan, loss=loss)
     check_budget(subject, plan)
     if importance is not None:
         importance.check(subject.graph)
-        if start_epoch == 0:
+        if resume is None:
             load_weights(subject.model, importance.head)
+    watch = Watch(on_step=on_step, on_checkpoint=on_checkpoint, checkpoint_every=checkpoint_every)
     epochs = []
     with open_session(subject, plan, importance) as session:
-        if start_epoch > 0 and plan.sampling.boosted:
-            session.load_sampler_state(sampler or {})
-        for epoch in fit(session, batches, subject.loss, recipe, start_epoch=start_epoch, on_step=on_step):
+        for epoch in fit(
+            session,
+            batches,
+            subject.loss,
+            recipe,
+            interval_steps=plan.sampling.interval_steps,
+            resume=resume,
+            guard=Guard.of(plan) if enforce else None,
+            watch=watch,
+        ):
             epochs.append(epoch)
             on_epoch(epoch)
     return epochs

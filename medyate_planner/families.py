@@ -15,6 +15,7 @@ CONV_TRANSPOSE = "conv_transpose"
 LINEAR = "linear"
 EMBEDDING = "embedding"
 BATCH_NORM = "batch_norm"
+BATCH_NORM_TRAIN = "batch_norm_train"  # with the statistics of the batch
 RELU = "relu"  # gradient passes where the output is above zero
 CLAMP = "clamp"  # relu6, hardtanh: passes strictly between two bounds
 LEAKY_RELU = "leaky_relu"

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
 import networkx as nx
+
+from medyate_planner import families
 
 StorageKind = Literal["input", "parameter", "buffer", "activation"]
 LayerKind = Literal["conv", "depthwise", "grouped", "transposed", "linear", "embedding", "norm"]
@@ -223,6 +225,16 @@ class ModelGraph:
                 found |= nx.ancestors(self.flow, output)
         return frozenset(found)
 
+    def with_norms_in_training(self) -> ModelGraph:
+        """The same graph with BatchNorms that use the statistics of the batch and update the stored ones."""
+        ops = (
+            replace(op, family=families.BATCH_NORM_TRAIN, workspace=_of_batch_statistics(op))
+            if op.family == families.BATCH_NORM
+            else op
+            for op in self.ops
+        )
+        return replace(self, ops=tuple(ops))
+
     @property
     def num_parameters(self) -> int:
         return sum(prod(shape) for shape, _ in self.parameters.values())
@@ -235,13 +247,13 @@ class ModelGraph:
     def fingerprint(self) -> str:
         """SHA-256 of what a plan relies on: operators, their order and wiring, parameter names and shapes.
 
-        Independent of the batch size and of the weights' values.
+        Independent of the batch size, of the weights' values, and of how BatchNorms run.
         """
         facts = {
             "ops": [
                 [
                     op.name,
-                    op.family,
+                    families.BATCH_NORM if op.family == families.BATCH_NORM_TRAIN else op.family,
                     op.target,
                     list(op.sources),
                     op.weight,
@@ -287,6 +299,14 @@ class ModelGraph:
             parameters={name: (tuple(shape), dtype) for name, (shape, dtype) in data["parameters"].items()},
             buffer_bytes=data["buffer_bytes"],
         )
+
+
+def _of_batch_statistics(op: Op) -> Workspace:
+    """A BatchNorm in training mode: statistics of its channels, and the gradients of input, scale and shift."""
+    statistics = 4 * 8 * op.output.shape[1]
+    return Workspace(
+        forward_bytes=op.workspace.forward_bytes + statistics, backward_bytes=op.output.nbytes + statistics
+    )
 
 
 def _jsonable(attributes: Mapping[str, Attribute]) -> dict[str, Any]:

@@ -54,6 +54,10 @@ def plan_from(
         loss=subject.loss.name,
         loss_outputs=graph.outputs,
         dropout="keep" if subject.dropout == "keep" else "off",
+        norm=subject.norm,  # type: ignore[arg-type]
+        update=subject.mode.update,  # type: ignore[arg-type]
+        optimizer=subject.mode.optimizer,  # type: ignore[arg-type]
+        accumulation=subject.mode.accumulation,
         budget_bytes=asked.budget_bytes,
         scope=asked.scope,  # type: ignore[arg-type]
         margin_ratio=asked.margin_ratio,
@@ -164,7 +168,8 @@ def _predicted(subject: Subject, asked: PlanRequest, decision: Decision) -> Pred
 
 def _figures(subject: Subject, asked: PlanRequest, updates: Updates) -> dict[str, int]:
     figures = footprint(subject.memory, updates)
-    certified = dry_run(subject.traced, subject.graph, updates, subject.loss.function, subject.loss.make_target)
+    loss = subject.loss
+    certified = dry_run(subject.traced, subject.graph, updates, loss.function, loss.make_target, mode=subject.mode)
     bound_bytes = asked.peak.bound(updates)
     _certify(figures, certified)
     _certify_peak(asked, bound_bytes, certified.live_peak_bytes or 0)
@@ -178,6 +183,7 @@ def _figures(subject: Subject, asked: PlanRequest, updates: Updates) -> dict[str
         "passthrough_bytes": figures.passthrough_bytes,
         "gradients_bytes": figures.gradients_bytes,
         "optimizer_bytes": figures.optimizer_bytes,
+        "copy_bytes": figures.copy_bytes,
         "loss_bytes": figures.loss_bytes,
         "index_bytes": figures.index_bytes,
         "elements": figures.elements,

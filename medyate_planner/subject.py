@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
 from medyate_planner.losses import Loss, LossFunction, named_loss
+from medyate_planner.memory.mode import FUSED, NORMS, UpdateMode
 from medyate_planner.memory.model import MemoryModel, Updates
 from medyate_planner.memory.peak import PeakModel
 from medyate_planner.planning.plan import Plan
@@ -31,14 +32,29 @@ class Subject:
     memory: MemoryModel
     loss: Loss
     dropout: str = "off"
+    norm: str = "frozen"
+
+    @property
+    def mode(self) -> UpdateMode:
+        """How weights are updated."""
+        return self.memory.mode
+
+    def under(self, mode: UpdateMode, norm: str | None = None) -> Subject:
+        """The same model updated in another mode, or with BatchNorms that run another way."""
+        norm = norm or self.norm
+        if (mode, norm) == (self.mode, self.norm):
+            return self
+        graph = self.at_batch(self.graph.batch_size, norm)
+        memory = MemoryModel(graph, loss=self.memory.loss, loss_cost=self.memory.loss_cost, mode=mode)
+        return replace(self, graph=graph, memory=memory, norm=norm)
 
     def peak_bound_bytes(self, updates: Updates) -> int:
         """Closed form of the live peak of a step: never below it."""
         return PeakModel(self.memory).bound(updates)
 
-    def at_batch(self, batch_size: int) -> ModelGraph:
+    def at_batch(self, batch_size: int, norm: str | None = None) -> ModelGraph:
         """The graph at another batch size, as the loss sees it."""
-        graph = self.traced.graph(batch_size)
+        graph = _graph_of(self.traced, batch_size, norm or self.norm)
         return reading(graph, self.graph.outputs, self.traced.head_pattern)
 
 
@@ -50,12 +66,44 @@ def subject_of(
     loss: LossSpec = "cross-entropy",
     head: str | None = None,
     dropout: str = "off",
+    norm: str = "frozen",
+    mode: UpdateMode = FUSED,
     device: str = "cpu",
 ) -> Subject:
-    """Trace a model once; report, rank, plan, verify and train can all start from the result."""
+    """Trace a model once; report, rank, plan, verify and train can all start from the result.
+
+    Args:
+        model: On any device, the meta device too.
+        example_inputs: One batch.
+        batch_size: What is planned for, if not the batch size of `example_inputs`.
+        loss: Name, callable, or module:factory.
+        head: Pattern of the head's layers, or "none".
+        dropout: "off", or "keep" for dropout in training.
+        norm: "frozen" for stored statistics of BatchNorms, or "train" for those of the batch.
+        mode: How weights are updated.
+        device: What a model on the meta device is predicted for.
+    """
     traced = trace(model, example_inputs, head=head, dropout=dropout, device=device)
-    graph = traced.graph(batch_size or batch_of(example_inputs))
-    return _subject(model, traced, graph, loss, dropout)
+    check_norm(model, norm)
+    graph = _graph_of(traced, batch_size or batch_of(example_inputs), norm)
+    return _subject(model, traced, graph, loss, dropout, norm=norm, mode=mode)
+
+
+def check_norm(model: nn.Module, norm: str) -> None:
+    """Raise `InputError` for an unknown way to run BatchNorms, or one that the model's can not be run in."""
+    if norm not in NORMS:
+        raise InputError(f"norm {norm!r} is unknown; choose {' or '.join(NORMS)}")
+    for name, module in model.named_modules():
+        if norm == "train" and isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is None:
+            raise InputError(
+                f"norm train: {name} averages over all batches (momentum None), which is not supported; give it a "
+                "momentum, or choose norm frozen"
+            )
+
+
+def _graph_of(traced: Trace, batch_size: int, norm: str) -> ModelGraph:
+    graph = traced.graph(batch_size)
+    return graph.with_norms_in_training() if norm == "train" else graph
 
 
 def as_subject(model: nn.Module | Subject, example_inputs: ExampleInputs | None, options: Mapping[str, Any]) -> Subject:
@@ -73,7 +121,8 @@ def subject_for(model: nn.Module, plan: Plan, *, loss: LossSpec | None = None) -
     `loss` is needed where the plan was made in Python with a loss of the user's own.
     """
     traced, graph = traced_for(model, plan)
-    return _subject(model, traced, graph, plan.loss if loss is None else loss, plan.dropout)
+    chosen = plan.loss if loss is None else loss
+    return _subject(model, traced, graph, chosen, plan.dropout, norm=plan.norm, mode=plan.mode)
 
 
 def traced_for(model: nn.Module, plan: Plan) -> tuple[Trace, ModelGraph]:
@@ -91,7 +140,8 @@ def traced_for(model: nn.Module, plan: Plan) -> tuple[Trace, ModelGraph]:
     if any(spec.name for spec in specs):
         inputs = {str(spec.name): example for spec, example in zip(specs, examples, strict=True)}
     traced = trace(model, inputs, head=plan.model.head_pattern, dropout=plan.dropout, device=plan.device)
-    graph = traced.graph(plan.batch_size)
+    check_norm(model, plan.norm)
+    graph = _graph_of(traced, plan.batch_size, plan.norm)
     plan.check(graph)
     return traced, reading(graph, plan.loss_outputs, traced.head_pattern)
 
@@ -104,12 +154,21 @@ def reading(graph: ModelGraph, outputs: tuple[str, ...], head_pattern: str | Non
     return replace(seen, head=find_head(seen, head_pattern))
 
 
-def _subject(model: nn.Module, traced: Trace, graph: ModelGraph, loss: LossSpec, dropout: str) -> Subject:
+def _subject(
+    model: nn.Module,
+    traced: Trace,
+    graph: ModelGraph,
+    loss: LossSpec,
+    dropout: str,
+    *,
+    norm: str,
+    mode: UpdateMode,
+) -> Subject:
     chosen = named_loss(loss)
     seen = view_loss(traced, graph, chosen.function, chosen.make_target)
     graph = reading(graph, seen.reads, traced.head_pattern)
-    memory = MemoryModel(graph, loss=seen.keeps, loss_cost=seen.cost)
-    return Subject(model=model, traced=traced, graph=graph, memory=memory, loss=chosen, dropout=dropout)
+    memory = MemoryModel(graph, loss=seen.keeps, loss_cost=seen.cost, mode=mode)
+    return Subject(model=model, traced=traced, graph=graph, memory=memory, loss=chosen, dropout=dropout, norm=norm)
 
 
 def batch_of(example_inputs: ExampleInputs) -> int:

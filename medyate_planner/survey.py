@@ -223,23 +223,24 @@ def _ordinary(case: _Case, batch_size: int, regime: Regime) -> Ordinary:
     return case.known[batch_size]
 
 
-def _updates_of(subject: Subject, plan: Plan | None) -> dict[StepName, Updates]:
-    chosen: dict[StepName, Updates] = {}
+def _updates_of(subject: Subject, plan: Plan | None) -> dict[StepName, tuple[Subject, Updates]]:
+    """What lean steps train, each with the subject as it is then updated."""
+    chosen: dict[StepName, tuple[Subject, Updates]] = {}
     whole = gather.everything(subject.graph)
     if whole.full:
-        chosen["lean_full"] = whole
+        chosen["lean_full"] = subject, whole
     if plan is not None:
-        chosen["plan"] = plan.updates()
+        chosen["plan"] = subject.under(plan.mode, plan.norm), plan.updates()
     return chosen
 
 
 def _lean_steps(subject: Subject, plan: Plan | None, on_stage: Stage) -> list[ReportedStep]:
     steps = []
-    for name, updates in _updates_of(subject, plan).items():
+    for name, (own, updates) in _updates_of(subject, plan).items():
         on_stage(f"{gather.TITLES[name]}, a step on fake tensors")
-        loss = subject.loss
-        dry = dry_run(subject.traced, subject.graph, updates, loss.function, loss.make_target, timeline=True)
-        steps.append(gather.lean_step(name, dry, bound_bytes=subject.peak_bound_bytes(updates)))
+        loss = own.loss
+        dry = dry_run(own.traced, own.graph, updates, loss.function, loss.make_target, mode=own.mode, timeline=True)
+        steps.append(gather.lean_step(name, dry, bound_bytes=own.peak_bound_bytes(updates)))
     return steps
 
 
@@ -254,10 +255,9 @@ def _measure(
     found = {step.name: step for step in gather.ordinary_steps(real.measured, regime)}
     allocator = {"inference": real.inference_allocator_bytes, "full": real.step_allocator_bytes}
     if case.subject is not None:
-        subject = case.subject
-        for name, updates in _updates_of(subject, plan).items():
+        for name, (own, updates) in _updates_of(case.subject, plan).items():
             held, allocator[name] = real_session_step(
-                subject.model, subject.traced, subject.graph, updates, loss.function, loss.make_target
+                own.model, own.traced, own.graph, updates, loss.function, loss.make_target, mode=own.mode
             )
             found[name] = gather.lean_step(name, held)
     rows = tuple(
@@ -279,10 +279,9 @@ def _largest_batches(
 ) -> tuple[LargestBatch, ...]:
     """By live peak, for each way to run a step."""
 
-    def lean_peak(batch_size: int, updates: Updates) -> int:
-        assert case.subject is not None
-        graph = case.subject.at_batch(batch_size)
-        dry = dry_run(case.subject.traced, graph, updates, case.loss.function, case.loss.make_target)
+    def lean_peak(batch_size: int, own: Subject, updates: Updates) -> int:
+        graph, loss = own.at_batch(batch_size), own.loss
+        dry = dry_run(own.traced, graph, updates, loss.function, loss.make_target, mode=own.mode)
         return dry.live_peak_bytes or 0
 
     peaks: dict[StepName, Callable[[int], int]] = {
@@ -290,8 +289,8 @@ def _largest_batches(
         "full": lambda n: _ordinary(case, n, regime).step.live_peak_bytes,
     }
     if case.subject is not None:
-        for name, updates in _updates_of(case.subject, plan).items():
-            peaks[name] = lambda n, updates=updates: lean_peak(n, updates)  # type: ignore[misc]
+        for name, (own, updates) in _updates_of(case.subject, plan).items():
+            peaks[name] = lambda n, own=own, updates=updates: lean_peak(n, own, updates)  # type: ignore[misc]
     least = 2 if regime.norm == "train" else 1  # the statistics of a single sample may not exist
     found = []
     for name, peak_at in peaks.items():

@@ -66,7 +66,7 @@ def trace_budgets(
     on_point: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> Frontier:
     """The frontier with its decisions, from which `plans_of` makes plans."""
-    decide = chosen_strategy(strategy, importance)
+    decide = chosen_strategy(strategy, importance, subject.mode)
     amounts = read_budgets(budgets)
     asked = request_of(subject, importance, amounts[-1], request or {})
     return trace_frontier(asked, amounts, decide, on_point=on_point)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -102,8 +102,8 @@ def make_example(loaded: LoadedModel, options: ModelOptions) -> Tensor:
     return example_input(loaded.model, loaded.input_shape, batch_size=options.batch_size)
 
 
-def make_subject(loaded: LoadedModel, options: ModelOptions) -> Subject:
-    """Trace a loaded model."""
+def make_subject(loaded: LoadedModel, options: ModelOptions, **updating: Any) -> Subject:
+    """Trace a loaded model; `updating`: the mode and norm of `subject_of`."""
     from medyate_planner.subject import subject_of
 
     model = loaded.model.to(options.device)
@@ -114,6 +114,7 @@ def make_subject(loaded: LoadedModel, options: ModelOptions) -> Subject:
         head=options.head,
         dropout=options.dropout,
         device=options.device,
+        **updating,
     )
 
 
@@ -189,8 +190,15 @@ def read_data(spec: str, loaded: LoadedModel, options: DataOptions, seed: int) -
 
 
 def batches_of(bundle: DataBundle, batch_size: int, *, seed: int, workers: int = 0) -> Batches:
-    """Seeded loaders over a data set, one per epoch."""
+    """Seeded loaders over a data set, one per epoch.
+
+    Samples of our own data sets are functions of (seed, epoch, index): a run that goes on within an epoch need not load
+    those before. Others may draw random numbers in the order in which they are loaded.
+    """
+    from torch.utils.data import DataLoader
+
     from medyate_planner.data import make_loader
+    from medyate_planner.data.datasets import ArrayDataset, ImageDataset
     from medyate_planner.errors import InputError
     from medyate_planner.training.loop import Batches
 
@@ -200,14 +208,19 @@ def batches_of(bundle: DataBundle, batch_size: int, *, seed: int, workers: int =
             f"the training set has {count} samples, fewer than one batch of {batch_size}; add data, or plan again "
             "with a smaller --batch-size"
         )
+
+    def train_from(epoch: int, done: int) -> DataLoader[Any]:
+        return make_loader(
+            bundle.train, batch_size, shuffle=True, seed=seed, epoch=epoch, drop_last=True, workers=workers, skip=done
+        )
+
     return Batches(
-        train=lambda epoch: make_loader(
-            bundle.train, batch_size, shuffle=True, seed=seed, epoch=epoch, drop_last=True, workers=workers
-        ),
+        train=lambda epoch: train_from(epoch, 0),
         test=lambda: make_loader(
             bundle.test, max(batch_size, 32), shuffle=False, seed=seed, epoch=0, drop_last=False, workers=workers
         ),
         steps_per_epoch=count // batch_size,
+        train_from=train_from if isinstance(bundle.train, (ArrayDataset, ImageDataset)) else None,
     )
 
 

@@ -15,8 +15,10 @@ from medyate_planner.cli.plan_options import (
     BuyOptions,
     PlanOptions,
     StrategyOptions,
+    UpdateOptions,
     ValueOptions,
     check_belonging,
+    read_interval,
 )
 from medyate_planner.cli.rebuild import read_importance
 
@@ -32,9 +34,7 @@ def plan(
     importance: Path | None = None,
     strategy: str = "optimal",
     explain: Annotated[bool, Parameter(negative="")] = False,
-    update: str = "fused",
-    optimizer: str = "sgd",
-    norm: str = "frozen",
+    updating: UpdateOptions = UpdateOptions(),
     limits: BudgetOptions = BudgetOptions(),
     buy: BuyOptions = BuyOptions(),
     value: ValueOptions = ValueOptions(),
@@ -64,23 +64,11 @@ def plan(
         optimal (exact integer program), or one of the published ones; a wrong name lists them all.
     explain
         Say of each layer why it is in or out, and what the next 100 kB would buy.
-    update
-        fused: updates happen during backward.
-    optimizer
-        sgd.
-    norm
-        frozen: norms use their stored statistics.
     """
     from medyate_planner.errors import InputError
     from medyate_planner.planning.strategies import STRATEGIES
 
-    for name, given, known in (
-        ("--optimizer", optimizer, "sgd"),
-        ("--norm", norm, "frozen"),
-        ("--update", update, "fused"),
-    ):
-        if given != known:
-            raise InputError(f"{name} {given} is not available in this version; choose {known}")
+    updating.mode()
     if strategy not in STRATEGIES:
         raise InputError(f"--strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
     if (budget is None) == (budgets is None):
@@ -94,7 +82,7 @@ def plan(
     check_output(settings.write_lp, force=out.force)
     check_belonging(strategy, settings, limits)
     _check_sampling(value, strategy, importance)
-    chosen = PlanOptions(budget=limits, buy=buy, value=value, strategy=settings)
+    chosen = PlanOptions(updating=updating, budget=limits, buy=buy, value=value, strategy=settings)
     if budgets is not None:
         return _frontier(model, budgets, (output, plans), importance, strategy, chosen, options, out)
     return _one(model, str(budget), output, importance, strategy, chosen, options, out, explain=explain)
@@ -161,7 +149,7 @@ def _prepare(model: str, importance: Path | None, chosen: PlanOptions, options: 
         _exists(importance)
     loaded = load(model, options)
     say(f"model: {loaded.spec}, weights: {loaded.weights_source}")
-    subject = make_subject(loaded, options)
+    subject = make_subject(loaded, options, mode=chosen.updating.mode(), norm=chosen.updating.norm)
     measured = read_importance(importance, subject)
     if measured is None:
         say("importance: mean squared weight per channel (no data seen); measure it with `medyate rank`")
@@ -174,6 +162,7 @@ def _prepare(model: str, importance: Path | None, chosen: PlanOptions, options: 
         "sampling": Sampling(
             method=value.sampling,  # type: ignore[arg-type]
             seed=options.seed,
+            interval=read_interval(value.interval),
             alpha=value.alpha,
             metric=value.metric,  # type: ignore[arg-type]
             boost=value.boost,
@@ -204,7 +193,7 @@ def _check_sampling(value: ValueOptions, strategy: str, importance: Path | None)
     from medyate_planner.errors import InputError
     from medyate_planner.importance.metrics import METRICS
     from medyate_planner.planning.sampling import METHODS
-    from medyate_planner.planning.strategies import DRAWS, DRAWS_BY_IMPORTANCE
+    from medyate_planner.planning.strategies import CHANGES_QUOTAS, DRAWS, DRAWS_BY_IMPORTANCE
 
     if value.sampling not in METHODS:
         raise InputError(f"--sampling {value.sampling!r} is unknown; choose one of {', '.join(METHODS)}")
@@ -212,6 +201,10 @@ def _check_sampling(value: ValueOptions, strategy: str, importance: Path | None)
         raise InputError(f"--metric {value.metric!r} is unknown; choose one of {', '.join(METRICS)}")
     if not (math.isfinite(value.alpha) and value.alpha >= 0):
         raise InputError(f"--alpha: expected a finite number of 0 or more, got {value.alpha}")
+    once = value.sampling == "static" or strategy in DRAWS - CHANGES_QUOTAS
+    if read_interval(value.interval) != "epoch" and once:
+        what = f"strategy {strategy}" if strategy in DRAWS else "--sampling static"
+        raise InputError(f"--interval says how often channels are redrawn: {what} draws once, for good; leave it out")
     if strategy in DRAWS and value.sampling != "uniform":
         raise InputError(f"--sampling {value.sampling}: strategy {strategy} has draws of its own; leave it out")
     by_importance = value.sampling in ("weighted", "top") or strategy in DRAWS_BY_IMPORTANCE

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
+    from medyate_planner.memory.mode import UpdateMode
     from medyate_planner.planning.request import StrategySettings
     from medyate_planner.subject import Subject
 
@@ -26,6 +27,31 @@ class BudgetOptions:
     "ram or flash: whether scope peak counts weights."
     max_flops: str | None = None
     "Operations of one step: 800M, 1.2G, or 50% of full fine-tuning's (time follows them)."
+
+
+@Parameter(name="*", group="How weights are updated")
+@dataclass(frozen=True, kw_only=True)
+class UpdateOptions:
+    """How weights are updated."""
+
+    optimizer: str = "sgd"
+    "sgd, momentum, adam or adamw: whose state is paid for."
+    update: str | None = None
+    "fused (plain SGD during backward) or optimizer (a torch optimizer); default fused for sgd."
+    accumulation: int = 1
+    "Passes whose gradients are summed before a step."
+    norm: str = "frozen"
+    "frozen (stored statistics of BatchNorms) or train (those of the batch)."
+
+    def mode(self) -> UpdateMode:
+        """The update mode.
+
+        Raises:
+            InputError: an unknown word, or words that do not go together.
+        """
+        from medyate_planner.memory.mode import FUSED, choose_mode
+
+        return choose_mode(self.update, self.optimizer, self.accumulation) or FUSED
 
 
 @Parameter(name="*", group="What may be bought")
@@ -65,7 +91,9 @@ class ValueOptions:
     metric: str = "raw"
     "raw, rgn or lara: what is captured."
     sampling: str = "uniform"
-    "uniform, weighted, top or static: how channels are redrawn each epoch."
+    "uniform, weighted, top or static: how channels are redrawn."
+    interval: str = "epoch"
+    "How often: epoch, or a number of steps."
     alpha: float = 1.0
     "Exponent of the importance in weighted draws."
     boost: float = 0.0
@@ -101,6 +129,21 @@ class StrategyOptions:
     "Write the integer program as text."
 
 
+def read_interval(text: str) -> Literal["epoch"] | int:
+    """`--interval` as a plan has it.
+
+    Raises:
+        InputError: neither epoch nor a number of steps.
+    """
+    from medyate_planner.errors import InputError
+
+    if text == "epoch":
+        return "epoch"
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise InputError(f"--interval: expected epoch, or a number of steps of 1 or more, got {text!r}")
+    return int(text)
+
+
 _POOLS = ("trady-static", "trady", "medyate", "lara-trady", "lara-medyate")
 _BELONGS_TO = {
     "scheme": ("sparse-update",),
@@ -132,6 +175,7 @@ def check_belonging(strategy: str, settings: StrategyOptions, budget: BudgetOpti
 class PlanOptions:
     """All of them."""
 
+    updating: UpdateOptions
     budget: BudgetOptions
     buy: BuyOptions
     value: ValueOptions

@@ -12,7 +12,8 @@ from functools import cached_property
 
 from medyate_planner.errors import InputError
 from medyate_planner.graph import Layer, ModelGraph, Op
-from medyate_planner.memory.channels import ChannelCost, channel_cost
+from medyate_planner.memory.channels import INDEX_BYTES, ChannelCost, channel_cost
+from medyate_planner.memory.mode import FUSED, UpdateMode
 from medyate_planner.memory.rules import Keep, kept_by_update, passthrough
 
 
@@ -52,13 +53,54 @@ class Step:
     own: tuple[Keep, ...] = ()
 
 
-class MemoryModel:
-    """Costs of a `ModelGraph`, worked out once."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upkeep:
+    """Bytes that are there all the time because channels are trained: indices, optimizer state, working copies."""
 
-    def __init__(self, graph: ModelGraph, *, loss: tuple[Keep, ...] = (), loss_cost: LossCost = LossCost()) -> None:
+    index_bytes: int = 0
+    state_bytes: int = 0
+    copy_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        return self.index_bytes + self.state_bytes + self.copy_bytes
+
+    @property
+    def beside_index_bytes(self) -> int:
+        """Optimizer state and working copies: what scope `update` counts."""
+        return self.state_bytes + self.copy_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitUpkeep:
+    """Upkeep of one layer: of each selected channel, once if there are any, and of its bias if that is updated."""
+
+    per_channel: Upkeep
+    per_weight: Upkeep
+    per_bias: Upkeep
+
+
+class MemoryModel:
+    """Costs of a `ModelGraph` under an update mode, worked out once."""
+
+    def __init__(
+        self,
+        graph: ModelGraph,
+        *,
+        loss: tuple[Keep, ...] = (),
+        loss_cost: LossCost = LossCost(),
+        mode: UpdateMode = FUSED,
+    ) -> None:
         self.graph = graph
         self.loss = loss
         self.loss_cost = loss_cost
+        self.mode = mode
+
+    def under(self, mode: UpdateMode) -> MemoryModel:
+        """The same model in another update mode."""
+        return (
+            self if mode == self.mode else MemoryModel(self.graph, loss=self.loss, loss_cost=self.loss_cost, mode=mode)
+        )
 
     @cached_property
     def site_layer(self) -> Mapping[str, Layer]:
@@ -95,8 +137,59 @@ class MemoryModel:
             for layer in graph.units
         }
 
+    @cached_property
+    def upkeeps(self) -> Mapping[str, UnitUpkeep]:
+        """What training a channel or the bias of a layer has in memory all the time, by layer."""
+        mode, found = self.mode, {}
+        for name, cost in self.costs.items():
+            found[name] = UnitUpkeep(
+                per_channel=Upkeep(
+                    index_bytes=INDEX_BYTES,
+                    state_bytes=mode.state_bytes(cost.gradient_bytes, 0),
+                    copy_bytes=mode.copy_bytes(cost.gradient_bytes),
+                ),
+                per_weight=Upkeep(state_bytes=mode.state_bytes(0, 1)),
+                per_bias=Upkeep(state_bytes=mode.state_bytes(cost.bias_gradient_bytes, 1)),
+            )
+        return found
+
+    def upkeep_in_full(self, name: str) -> Upkeep:
+        """Of a layer in full: it has no index, and its own weight is what the optimizer steps."""
+        layer, cost = self.graph.layer_by_name[name], self.costs[name]
+        nbytes = cost.gradient_bytes * layer.channels + cost.bias_gradient_bytes
+        return Upkeep(state_bytes=self.mode.state_bytes(nbytes, 2 if layer.bias else 1))
+
+    def upkeep(self, updates: Updates) -> Upkeep:
+        """What these updates have in memory all the time."""
+        index_bytes = state_bytes = copy_bytes = 0
+        for name, channels in updates.quotas.items():
+            if channels and name not in updates.full:
+                unit = self.upkeeps[name]
+                index_bytes += unit.per_channel.index_bytes * channels
+                state_bytes += unit.per_channel.state_bytes * channels + unit.per_weight.state_bytes
+                copy_bytes += unit.per_channel.copy_bytes * channels
+        for name in updates.biases - updates.full:
+            state_bytes += self.upkeeps[name].per_bias.state_bytes
+        for name in updates.full:
+            state_bytes += self.upkeep_in_full(name).state_bytes
+        return Upkeep(index_bytes=index_bytes, state_bytes=state_bytes, copy_bytes=copy_bytes)
+
+    @property
+    def gradients_outlive_backward(self) -> bool:
+        """Whether gradients of earlier passes are alive during a pass."""
+        return self.mode.accumulation > 1
+
+    @cached_property
+    def first_sites(self) -> Mapping[int, tuple[str, ...]]:
+        """The layers whose gradient is complete after the backward of the operator at a position."""
+        found: dict[int, tuple[str, ...]] = {}
+        for name, sites in self.site_positions.items():
+            if sites:
+                found[sites[0]] = (*found.get(sites[0], ()), name)
+        return found
+
     def gradient_copies(self, position: int) -> Mapping[str, int]:
-        """How many copies of which layers' gradients are alive during the backward of the operator at `position`.
+        """How many copies of which layers' gradients are being made during the backward of the operator at `position`.
 
         One at a layer's only site. With several sites the sum is alive from the last site to the first, and beside
         it the part of each further site until it is added.

@@ -17,13 +17,15 @@ from functools import cached_property
 
 from medyate_planner import families as f
 from medyate_planner.graph import ModelGraph, Op
-from medyate_planner.memory.channels import INDEX_BYTES
 from medyate_planner.memory.model import MemoryModel, Updates
 from medyate_planner.memory.rules import Keep
 from medyate_planner.memory.timeline import gradient_bytes, held_at
 from medyate_planner.memory.workspace import backward_workspace, forward_workspace
 
 _SMALL_BYTES = 256  # norms, clipping factors, the anchor: scalars
+_STEP_INDEX_BYTES = 8  # per channel: its index in the type that writing the weights back wants
+_STEP_ROW_BYTES = 8 * 4  # per weight row of a grouped layer: the same
+_STEP_NORM_BYTES = 16  # per parameter: its gradient's norm while gradients are clipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,7 @@ class BackwardMoment:
 
 
 def peak_bound(model: MemoryModel, updates: Updates) -> int:
-    """A number of bytes that the live peak of a step in mode `fused` does not exceed, weights and inputs included."""
+    """A number of bytes that the live peak of a step does not exceed, weights and inputs included."""
     return PeakModel(model).bound(updates)
 
 
@@ -92,6 +94,34 @@ class PeakModel:
         inputs = {self.graph.values[name].storage for name in self.graph.inputs}
         held = sum(self.graph.storages[number].nbytes for number in inputs)
         return self.weight_bytes + held + self.loss.target_bytes + _SMALL_BYTES
+
+    @property
+    def gradients_wait(self) -> bool:
+        """Whether a gradient that is complete stays alive until the pass ends."""
+        return not self.memory.mode.is_fused and not self.memory.gradients_outlive_backward
+
+    def gradient_copies(self, position: int) -> Mapping[str, int]:
+        """Copies of gradients alive while they are made: one more than is kept where a convolution's is put into the
+        memory order of the parameter that the optimizer steps."""
+        copies = dict(self.memory.gradient_copies(position))
+        owner = self.memory.site_layer.get(self.graph.ops[position].name)
+        if owner is not None and not self.memory.mode.is_fused and len(owner.weight_shape) > 2:
+            copies[owner.name] += 1
+        return copies
+
+    def step_bytes_per_channel(self, name: str) -> int:
+        """What the optimizer's step needs beside gradients and state, of a layer's parameter, per channel."""
+        layer, copies = self.graph.layer_by_name[name], self.memory.mode.workspace_copies
+        rows = layer.out_channels // layer.groups if layer.groups > 1 else 0
+        return copies * self.memory.costs[name].gradient_bytes + _STEP_INDEX_BYTES + _STEP_ROW_BYTES * rows
+
+    def step_norm_bytes(self, layers: int) -> int:
+        """Norms of the gradients of weights and biases, while they are clipped."""
+        return 2 * _STEP_NORM_BYTES * layers
+
+    def step_bias_bytes(self, name: str) -> int:
+        """The same of a bias."""
+        return self.memory.mode.workspace_copies * self.memory.costs[name].bias_gradient_bytes
 
     def kept_storage(self, keep: Keep) -> int | None:
         """Number of the activation that a keep is, None where it is something of its own (or resident: an input)."""
@@ -225,12 +255,16 @@ class _Evaluation:
         self.fresh: list[int] = []
         self.stored: list[int] = []
         self.storages: set[int] = set()
+        self.weights = {
+            name: gradient_bytes(self.memory, name, self.channels.get(name, 0), updates) for name in updates.layers
+        }
         self._keep()
 
     def peak_bytes(self) -> int:
-        indices = INDEX_BYTES * sum(n for name, n in self.channels.items() if name not in self.updates.full)
-        largest = max((*self._forward(), *self._loss(), *self._backward()), default=0)
-        return self.model.resident_bytes + indices + largest
+        outliving = sum(self.weights.values()) if self.memory.gradients_outlive_backward else 0
+        largest = max((*self._forward(), *self._loss(), *self._backward()), default=0) + outliving
+        upkeep = self.memory.upkeep(self.updates).total_bytes
+        return self.model.resident_bytes + upkeep + max(largest, self._step())
 
     def _keep(self) -> None:
         """Bytes kept up to each position: activations' storages, and whatever else is not resident."""
@@ -270,25 +304,40 @@ class _Evaluation:
         yield self.fresh[-1] + self.stored[-1] + loss.forward_bytes + loss.backward_bytes
 
     def _backward(self) -> Iterator[int]:
-        weights = {
-            name: gradient_bytes(self.memory, name, self.channels.get(name, 0), self.updates)
-            for name in self.updates.layers
-        }
-        for moment in self.model.backward:
+        waiting = 0  # gradients that are complete and wait for the optimizer
+        for moment in reversed(self.model.backward):
             if moment.op not in self.active:
                 continue
             layer = self.memory.site_layer.get(moment.op)
             updated = layer is not None and bool(self.channels.get(layer.name))
             own = moment.own_bytes + (moment.updated_bytes if updated else 0)
-            copies = self.memory.gradient_copies(moment.position)
+            copies = self.model.gradient_copies(moment.position)
             yield (
                 self.fresh[moment.position]
                 + self.stored[moment.position]
                 + self._sum(moment.waiting)
                 + max(self._sum(moment.results), own)
-                + sum(weights[name] * count for name, count in copies.items() if name in weights)
+                + sum(self.weights[name] * count for name, count in copies.items() if name in self.weights)
+                + waiting
                 + self.model.loss.backward_bytes
             )
+            if self.model.gradients_wait:
+                waiting += sum(self.weights.get(name, 0) for name in self.memory.first_sites.get(moment.position, ()))
+
+    def _step(self) -> int:
+        """The optimizer's step: all gradients, and the most that it needs for one parameter."""
+        if self.memory.mode.is_fused:
+            return 0
+        largest = max(
+            (
+                self.model.step_bytes_per_channel(name) * self.channels.get(name, 0)
+                + self.model.step_bias_bytes(name) * (name in self.updates.biases or name in self.updates.full)
+                for name in self.updates.layers
+            ),
+            default=0,
+        )
+        norms = self.model.step_norm_bytes(len(self.updates.layers))
+        return sum(self.weights.values()) + largest + norms + self.model.loss.forward_bytes
 
     def _sum(self, terms: tuple[Term, ...]) -> int:
         return sum(term.nbytes for term in terms if not term.if_active.isdisjoint(self.active))

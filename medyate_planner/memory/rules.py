@@ -88,6 +88,13 @@ def _layer_norm(graph: ModelGraph, op: Op, source: str) -> tuple[Keep, ...]:
     return (*_storage(graph, graph.values[source].storage), *_statistics(op, rows))
 
 
+def _batch_norm_train(graph: ModelGraph, op: Op, source: str) -> tuple[Keep, ...]:
+    """The input, and a mean and a reciprocal deviation for each channel, of float32 at least."""
+    element = max(4, op.output.element_bytes)
+    statistics = (Keep(f"{op.name}/{name}", element * op.output.shape[1]) for name in ("mean", "rstd"))
+    return (*_storage(graph, graph.values[source].storage), *statistics)
+
+
 def _group_norm(graph: ModelGraph, op: Op, source: str) -> tuple[Keep, ...]:
     groups = op.attributes["1"]
     assert isinstance(groups, int)
@@ -126,6 +133,7 @@ _RULES: Mapping[str, Callable[[ModelGraph, Op, str], tuple[Keep, ...]]] = {
     f.LINEAR: _nothing,
     f.EMBEDDING: _nothing,
     f.BATCH_NORM: _nothing,
+    f.BATCH_NORM_TRAIN: _batch_norm_train,
     f.KEEPS_NOTHING: _nothing,
     f.AVG_POOL: _nothing,
     f.ADAPTIVE_AVG_POOL: _nothing,

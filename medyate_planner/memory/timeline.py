@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from medyate_planner.memory.accounting import elements
-from medyate_planner.memory.channels import INDEX_BYTES
 from medyate_planner.memory.model import MemoryModel, Step, Updates
 from medyate_planner.memory.rules import Keep
 
@@ -21,17 +20,19 @@ LOSS_MOMENT = "loss"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """Bytes kept because we train, at one moment: kept storages, loss, gradients alive, indices."""
+    """Bytes kept because we train, at one moment: kept storages, loss, gradients alive, indices; `state_bytes` are
+    the optimizer's state and working copies."""
 
     at: str
     kept_bytes: int
     loss_bytes: int
     gradient_bytes: int
     index_bytes: int
+    state_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        return self.kept_bytes + self.loss_bytes + self.gradient_bytes + self.index_bytes
+        return self.kept_bytes + self.loss_bytes + self.gradient_bytes + self.index_bytes + self.state_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,8 @@ class Footprint:
     """Predicted bytes of one training step. `training_bytes` is the largest moment; the parts need not coincide.
 
     `saved_bytes` = selected + pass-through, without the loss. `gradients_bytes` is the most that is alive at once;
-    `update_bytes` the plain sum of all gradients and selected activations (scope `update`).
+    `update_bytes` the plain sum of all gradients, selected activations, optimizer state and working copies (scope
+    `update`).
     """
 
     training_bytes: int
@@ -50,6 +52,7 @@ class Footprint:
     loss_bytes: int
     index_bytes: int
     optimizer_bytes: int
+    copy_bytes: int
     update_bytes: int
     elements: int
     moments: tuple[Moment, ...]
@@ -60,63 +63,69 @@ class Footprint:
 
 
 def footprint(model: MemoryModel, updates: Updates) -> Footprint:
-    """Evaluate the memory model for these updates: update mode `fused`, SGD.
+    """Evaluate the memory model, in its update mode, for these updates.
 
     Raises:
         InputError: an unknown layer or a quota out of range.
     """
     model.check(updates)
-    active = model.active(updates)
     channels = model.channels(updates)
-    kept_at: dict[int, int] = {}
-    passthrough_bytes = selected_bytes = 0
-    seen: set[str] = set()
-    for step in model.steps:
-        through = _new_passthrough(step, active, seen, channels)
-        selected = _selected_at(model, step, channels)
-        passthrough_bytes += through
-        selected_bytes += selected
-        kept_at[step.position] = passthrough_bytes + selected_bytes
-    saved_bytes = passthrough_bytes + selected_bytes
-    loss_bytes = sum(keep.nbytes for keep in model.loss if keep.key not in seen)
-    index_bytes = INDEX_BYTES * sum(n for name, n in channels.items() if name not in updates.full)
+    kept_at, passthrough_bytes, selected_bytes, loss_bytes = _kept(model, updates, channels)
+    upkeep = model.upkeep(updates)
+    gradient = {name: gradient_bytes(model, name, channels.get(name, 0), updates) for name in updates.layers}
     moments = [
         Moment(
-            at=LOSS_MOMENT,
-            kept_bytes=saved_bytes,
-            loss_bytes=loss_bytes,
-            gradient_bytes=0,
-            index_bytes=index_bytes,
+            at=at,
+            kept_bytes=passthrough_bytes + selected_bytes if position is None else kept_at[position],
+            loss_bytes=loss_bytes if position is None else 0,
+            gradient_bytes=alive,
+            index_bytes=upkeep.index_bytes,
+            state_bytes=upkeep.beside_index_bytes,
         )
+        for at, position, alive in _gradients_alive(model, gradient)
     ]
-    gradient = {name: gradient_bytes(model, name, channels.get(name, 0), updates) for name in updates.layers}
-    for step in reversed(model.steps):
-        alive = sum(
-            gradient[name] * copies for name, copies in model.gradient_copies(step.position).items() if name in gradient
-        )
-        if alive:
-            moments.append(
-                Moment(
-                    at=step.op.name,
-                    kept_bytes=kept_at[step.position],
-                    loss_bytes=0,
-                    gradient_bytes=alive,
-                    index_bytes=index_bytes,
-                )
-            )
     return Footprint(
         training_bytes=max(moment.total_bytes for moment in moments),
-        saved_bytes=saved_bytes,
+        saved_bytes=passthrough_bytes + selected_bytes,
         selected_bytes=selected_bytes,
         passthrough_bytes=passthrough_bytes,
         gradients_bytes=max((moment.gradient_bytes for moment in moments), default=0),
         loss_bytes=loss_bytes,
-        index_bytes=index_bytes,
-        optimizer_bytes=0,
-        update_bytes=selected_bytes + sum(gradient.values()),
+        index_bytes=upkeep.index_bytes,
+        optimizer_bytes=upkeep.state_bytes,
+        copy_bytes=upkeep.copy_bytes,
+        update_bytes=selected_bytes + sum(gradient.values()) + upkeep.beside_index_bytes,
         elements=elements(model, updates),
         moments=tuple(moments),
     )
+
+
+def _kept(model: MemoryModel, updates: Updates, channels: Mapping[str, int]) -> tuple[dict[int, int], int, int, int]:
+    """Bytes kept up to each position; pass-through, selected channels, and what the loss keeps beside them."""
+    active = model.active(updates)
+    kept_at: dict[int, int] = {}
+    passthrough_bytes = selected_bytes = 0
+    seen: set[str] = set()
+    for step in model.steps:
+        passthrough_bytes += _new_passthrough(step, active, seen, channels)
+        selected_bytes += _selected_at(model, step, channels)
+        kept_at[step.position] = passthrough_bytes + selected_bytes
+    loss_bytes = sum(keep.nbytes for keep in model.loss if keep.key not in seen)
+    return kept_at, passthrough_bytes, selected_bytes, loss_bytes
+
+
+def _gradients_alive(model: MemoryModel, gradient: Mapping[str, int]) -> Iterator[tuple[str, int | None, int]]:
+    """The moments: the end of forward (no position), and the backward of each operator that has gradients alive, with
+    their bytes. In mode `fused` a gradient is gone when it is applied; else it waits for the optimizer."""
+    waiting = sum(gradient.values()) if model.gradients_outlive_backward else 0
+    yield LOSS_MOMENT, None, waiting
+    for step in reversed(model.steps):
+        copies = model.gradient_copies(step.position)
+        alive = waiting + sum(gradient[name] * count for name, count in copies.items() if name in gradient)
+        if alive:
+            yield step.op.name, step.position, alive
+        if not model.mode.is_fused and not model.gradients_outlive_backward:
+            waiting += sum(gradient.get(name, 0) for name in model.first_sites.get(step.position, ()))
 
 
 def gradient_bytes(model: MemoryModel, name: str, channels: int, updates: Updates) -> int:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from medyate_planner.graph import Layer
-from medyate_planner.memory.channels import INDEX_BYTES
 from medyate_planner.memory.model import MemoryModel, Step
 from medyate_planner.memory.rules import Keep
 from medyate_planner.planning.request import PlanRequest
@@ -37,9 +36,10 @@ def capacity(request: PlanRequest, limit_bytes: int) -> Capacity:
     quotas = {}
     for layer in request.layers:
         cost = request.memory.costs[layer.name]
-        fits = max(0, room - through[layer.name]) // (cost.saved_bytes + INDEX_BYTES)
-        if len(request.memory.site_positions[layer.name]) == 1:  # kept, gradient and index, at its own backward
-            fits = min(fits, max(0, limit_bytes) // (cost.update_bytes + INDEX_BYTES))
+        upkeep = request.memory.upkeeps[layer.name].per_channel.total_bytes
+        fits = max(0, room - through[layer.name]) // (cost.saved_bytes + upkeep)
+        if len(request.memory.site_positions[layer.name]) == 1:  # kept, gradient and upkeep, at its own backward
+            fits = min(fits, max(0, limit_bytes) // (cost.update_bytes + upkeep))
         quotas[layer.name] = _whole(request, layer, fits)
     return Capacity(quotas=quotas, beyond_reach=frozenset(name for name, n in through.items() if n > room))
 
@@ -103,8 +103,14 @@ def _fixed_bytes(request: PlanRequest) -> int:
 
 
 def _of_sums(request: PlanRequest, limit_bytes: int) -> Capacity:
+    memory = request.memory
     quotas = {
-        layer.name: _whole(request, layer, max(0, limit_bytes) // request.memory.costs[layer.name].update_bytes)
+        layer.name: _whole(
+            request,
+            layer,
+            max(0, limit_bytes)
+            // (memory.costs[layer.name].update_bytes + memory.upkeeps[layer.name].per_channel.beside_index_bytes),
+        )
         for layer in request.layers
     }
     return Capacity(quotas=quotas, beyond_reach=frozenset())

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from medyate_planner.memory.channels import INDEX_BYTES
 from medyate_planner.planning.capacity import capacity
 from medyate_planner.planning.holding import KILO, Choices, Holding
 from medyate_planner.planning.peak_budget import limit_peak_bytes
@@ -95,36 +94,53 @@ class Formulation:
             self.program.require(count <= self.request.max_layers, "max_layers")
 
     def limit_update_bytes(self) -> None:
-        """Plain sum of gradients and selected activations, the head included."""
-        costs = self.memory.costs
+        """Plain sum of gradients, selected activations, optimizer state and working copies, the head included."""
+        costs, upkeeps = self.memory.costs, self.memory.upkeeps
         layers = self.memory.graph.layer_by_name
         fixed = sum(
-            costs[name].update_bytes * layers[name].channels + costs[name].bias_gradient_bytes
+            costs[name].update_bytes * layers[name].channels
+            + costs[name].bias_gradient_bytes
+            + self.memory.upkeep_in_full(name).beside_index_bytes
             for name in self.request.head
         )
-        terms = [costs[name].update_bytes / KILO * n for name, n in self.quota.items()]
-        terms += [costs[name].bias_gradient_bytes / KILO * b for name, b in self.bias.items()]
+        terms = []
+        for name, n in self.quota.items():
+            terms.append((costs[name].update_bytes + upkeeps[name].per_channel.beside_index_bytes) / KILO * n)
+            if upkeeps[name].per_weight.beside_index_bytes:
+                terms.append(upkeeps[name].per_weight.beside_index_bytes / KILO * self.updated[name])
+        for name, b in self.bias.items():
+            nbytes = costs[name].bias_gradient_bytes + upkeeps[name].per_bias.beside_index_bytes
+            terms.append(nbytes / KILO * b)
         self.program.require(self.program.sum(terms) <= (self.limit_bytes - fixed) / KILO, "budget_update")
 
     def limit_training_bytes(self, holding: Holding) -> None:
-        """At the end of forward, and at the backward of each updated operator: kept + gradients + indices <= budget."""
+        """At the end of forward, and at the backward of each updated operator: kept + gradients + upkeep <= budget.
+
+        Gradients that are complete wait for the optimizer: those of the layers behind an operator, or, where they are
+        summed over several passes, all.
+        """
         program, budget = self.program, self.limit_bytes / KILO
-        index = program.named_sum(0.0, [INDEX_BYTES / KILO * n for n in self.quota.values()], "index")
+        upkeep, total = holding.upkeep(), holding.all_gradients()
+        outlive = self.memory.gradients_outlive_backward
         kept: Expression = 0.0
+        before: Expression = 0.0  # gradients of the layers before an operator, which come after it in backward
         pending: list[Expression] = []
         for held in holding.walk():
             pending += [growth for _, growth in held.grown]
             pending += held.selected
+            name = held.step.op.name
+            if not outlive:
+                before = program.named_sum(before, held.completed, f"before_{name}")
             if held.gradients:
-                name = held.step.op.name
                 kept = program.named_sum(kept, pending, f"kept_{name}")
                 pending = []
-                program.require(kept + index + program.sum(held.gradients) <= budget, f"budget_at_{name}")
+                waiting = total if outlive else total - before
+                program.require(kept + upkeep + waiting + program.sum(held.gradients) <= budget, f"budget_at_{name}")
         kept = program.named_sum(kept, pending, "kept_end_of_forward")
         loss = program.sum(
             [keep.nbytes / KILO * (1.0 - holding.kept.get(keep.key, 0.0)) for keep in self.memory.loss]
         )  # the loss always runs; a storage that the model keeps already is not counted twice
-        program.require(kept + index + loss <= budget, "budget_at_loss")
+        program.require(kept + upkeep + loss + (total if outlive else 0.0) <= budget, "budget_at_loss")
 
     def limit_flops(self, holding: Holding) -> None:
         """Forward, input gradients of the reach and weight gradients of the selected channels."""

@@ -30,12 +30,13 @@ class Choices:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
     """What one operator adds, in kB: for each storage it may hold how much more of it is now kept, its selected
-    channels, and the weight gradients alive during its backward."""
+    channels, the weight gradients being made during its backward, and those of them that are then complete."""
 
     step: Step
     grown: tuple[tuple[Keep, Expression], ...] = ()
     selected: tuple[Expression, ...] = ()
     gradients: tuple[Expression, ...] = ()
+    completed: tuple[Expression, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -57,8 +58,35 @@ class Holding:
                 step=step,
                 grown=tuple(self._grown(step)),
                 selected=tuple(self._selected(step)),
-                gradients=tuple(self._gradients(step)),
+                gradients=tuple(self._being_made(step)),
+                completed=tuple(self._completed(step)),
             )
+
+    def upkeep(self) -> Expression:
+        """kB that are there all the time: indices, optimizer state, working copies."""
+        choices, terms = self.choices, []
+        for name, n in choices.quota.items():
+            unit = self.memory.upkeeps[name]
+            terms.append(unit.per_channel.total_bytes / KILO * n)
+            if unit.per_weight.total_bytes:
+                terms.append(unit.per_weight.total_bytes / KILO * choices.updated[name])
+        for name, b in choices.bias.items():
+            if self.memory.upkeeps[name].per_bias.total_bytes:
+                terms.append(self.memory.upkeeps[name].per_bias.total_bytes / KILO * b)
+        terms += [self.memory.upkeep_in_full(name).total_bytes / KILO for name in choices.full]
+        return self.program.named_sum(0.0, terms, "upkeep")
+
+    def all_gradients(self) -> Expression:
+        """kB of the gradients of all layers together; nothing in mode `fused`, where they never are."""
+        if self.memory.mode.is_fused:
+            return 0.0
+        terms = [term for name in self.layers() for term in self.gradient_of(name)]
+        return self.program.named_sum(0.0, terms, "all_gradients")
+
+    def layers(self) -> list[str]:
+        """Everything of which anything may be trained."""
+        choices = self.choices
+        return list(dict.fromkeys([*choices.quota, *choices.bias, *sorted(choices.full)]))
 
     def may_be_reached(self, name: str) -> bool:
         return not is_zero(self.reached.get(name, 0.0))
@@ -109,17 +137,25 @@ class Holding:
         elif layer.name in self.choices.quota:
             yield saved / KILO * self.choices.quota[layer.name]
 
-    def _gradients(self, step: Step) -> Iterator[Expression]:
-        choices = self.choices
+    def _being_made(self, step: Step) -> Iterator[Expression]:
         for name, copies in self.memory.gradient_copies(step.position).items():
-            cost = self.memory.costs[name]
-            if name in choices.full:
-                channels = self.memory.graph.layer_by_name[name].channels
-                yield copies * (cost.gradient_bytes * channels + cost.bias_gradient_bytes) / KILO
-            if name in choices.quota:
-                yield copies * cost.gradient_bytes / KILO * choices.quota[name]
-            if name in choices.bias:
-                yield copies * cost.bias_gradient_bytes / KILO * choices.bias[name]
+            yield from self.gradient_of(name, copies)
+
+    def _completed(self, step: Step) -> Iterator[Expression]:
+        if not self.memory.mode.is_fused:
+            for name in self.memory.first_sites.get(step.position, ()):
+                yield from self.gradient_of(name)
+
+    def gradient_of(self, name: str, copies: int = 1) -> Iterator[Expression]:
+        """kB of a layer's gradient, so many times."""
+        choices, cost = self.choices, self.memory.costs[name]
+        if name in choices.full:
+            channels = self.memory.graph.layer_by_name[name].channels
+            yield copies * (cost.gradient_bytes * channels + cost.bias_gradient_bytes) / KILO
+        if name in choices.quota:
+            yield copies * cost.gradient_bytes / KILO * choices.quota[name]
+        if name in choices.bias:
+            yield copies * cost.bias_gradient_bytes / KILO * choices.bias[name]
 
     def _updated_at(self, step: Step) -> list[Expression]:
         if step.layer is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from medyate_planner.memory.channels import INDEX_BYTES
 from medyate_planner.memory.peak import ForwardMoment, PeakModel, Term
 from medyate_planner.planning.holding import KILO, Held, Holding
 from medyate_planner.planning.program import Expression, is_zero
@@ -16,18 +15,20 @@ from medyate_planner.planning.request import PlanRequest
 
 
 def limit_peak_bytes(request: PlanRequest, holding: Holding, limit_bytes: int) -> None:
-    """resident + indices + live at every moment <= budget."""
+    """resident + upkeep + live at every moment <= budget."""
     resident = request.peak.resident_bytes
     if request.weights_in == "flash":
         resident -= request.peak.weight_bytes
     room = (limit_bytes - resident) / KILO
-    quotas = holding.choices.quota.values()
-    index = holding.program.named_sum(0.0, [INDEX_BYTES / KILO * n for n in quotas], "index")
+    upkeep, total = holding.upkeep(), holding.all_gradients()
+    outliving = total if request.memory.gradients_outlive_backward else 0.0
     moments = _Moments(holding=holding, peak=request.peak)
     walked = list(holding.walk())
     moments.keep(walked)
-    for name, live in [*moments.forward(), *moments.loss(), *moments.backward(walked)]:
-        holding.program.require(live + index <= room, f"peak_{name}")
+    for name, live in [*moments.forward(), *moments.loss(), *moments.backward(walked, total)]:
+        holding.program.require(live + upkeep + outliving <= room, f"peak_{name}")
+    for name, live in moments.step():
+        holding.program.require(live + upkeep + total <= room, f"peak_{name}")
 
 
 @dataclass(kw_only=True)
@@ -107,15 +108,24 @@ class _Moments:
             self.fresh[last] + self.stored[last] + (loss.forward_bytes + loss.backward_bytes) / KILO,
         )
 
-    def backward(self, walked: list[Held]) -> Iterator[tuple[str, Expression]]:
-        """Two moments for every operator that may be active: with the gradients it makes, and with its workspace."""
+    def backward(self, walked: list[Held], total: Expression) -> Iterator[tuple[str, Expression]]:
+        """Two moments for every operator that may be active: with the gradients it makes, and with its workspace.
+
+        `total`: the gradients of all layers; those of layers behind an operator are complete and wait.
+        """
         by_position = {held.step.position: held for held in walked}
+        before: Expression = 0.0
         for moment in self.peak.backward:
             reached = self.holding.reached[moment.op]
+            held = by_position[moment.position]
+            if self.peak.gradients_wait:
+                before = self.holding.program.named_sum(before, held.completed, f"before_{moment.op}")
             if is_zero(reached):
                 continue
-            held = by_position[moment.position]
             common = self._live(moment.waiting) + self.holding.program.sum(held.gradients)
+            common += self._laid_out(held)
+            if self.peak.gradients_wait:
+                common += total - before
             common += self.fresh[moment.position] + self.stored[moment.position]
             common += self.peak.loss.backward_bytes / KILO
             own = moment.own_bytes / KILO * reached
@@ -124,6 +134,35 @@ class _Moments:
             yield f"backward_{moment.op}", common + own
             if moment.results:
                 yield f"backward_{moment.op}_results", common + self._live(moment.results)
+
+    def _laid_out(self, held: Held) -> Expression:
+        """One more copy of the gradients that are put into another memory order (PeakModel.gradient_copies)."""
+        own = self.peak.gradient_copies(held.step.position)
+        made = self.peak.memory.gradient_copies(held.step.position)
+        return self.holding.program.sum(
+            [
+                g
+                for name in own
+                for g in self.holding.gradient_of(name, own[name] - made[name])
+                if own[name] > made[name]
+            ]
+        )
+
+    def step(self) -> Iterator[tuple[str, Expression]]:
+        """The optimizer's step, one moment for every layer: what stepping it needs beside all gradients and state."""
+        if self.peak.memory.mode.is_fused:
+            return
+        choices, loss = self.holding.choices, self.peak.loss.forward_bytes
+        layers = self.holding.layers()
+        norms = self.peak.step_norm_bytes(len(layers))
+        for name in layers:
+            channels: Expression = choices.quota.get(name, 0.0)
+            bias: Expression = choices.bias.get(name, 0.0)
+            if name in choices.full:
+                channels, bias = float(self.peak.graph.layer_by_name[name].channels), 1.0
+            own = self.peak.step_bytes_per_channel(name) / KILO * channels
+            own += self.peak.step_bias_bytes(name) / KILO * bias
+            yield f"step_{name}", own + (norms + loss) / KILO
 
     def _live(self, terms: tuple[Term, ...]) -> Expression:
         program, reached = self.holding.program, self.holding.reached

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medyate_planner.errors import InputError, PlanMismatchError
 from medyate_planner.files import read_text, write_text
 from medyate_planner.graph import LayerKind, ModelGraph
+from medyate_planner.memory.mode import UpdateMode
 from medyate_planner.memory.model import Updates
 from medyate_planner.planning.explanation import Explanation
 
@@ -75,6 +76,7 @@ class Predicted(_Part):
     passthrough_bytes: int
     gradients_bytes: int
     optimizer_bytes: int
+    copy_bytes: int = Field(default=0, description="working copies of selected channels, in update mode optimizer")
     loss_bytes: int
     index_bytes: int
     elements: int
@@ -90,7 +92,9 @@ class Sampling(_Part):
 
     method: Literal["uniform", "weighted", "top", "static", "fixed"] = "uniform"
     seed: int = Field(default=0, ge=0, lt=2**63)
-    interval: Literal["epoch"] = "epoch"
+    interval: Literal["epoch"] | Annotated[int, Field(ge=1)] = Field(
+        default="epoch", description="channels are redrawn every epoch, or every so many steps"
+    )
     alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     metric: Literal["raw", "rgn", "lara"] = Field(default="raw", description="importance that draws go by")
     boost: float = Field(default=0.0, ge=0, le=1, description="weight of gradients observed while training; 0: none")
@@ -112,6 +116,18 @@ class Sampling(_Part):
         if (self.method == "fixed") != (self.channels is not None):
             raise ValueError("method fixed and channels belong together")
         return self
+
+    @field_validator("interval", mode="before")
+    @classmethod
+    def _interval_is_known(cls, value: Any) -> Any:
+        if value != "epoch" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError("expected epoch, or a number of steps of 1 or more")
+        return value
+
+    @property
+    def interval_steps(self) -> int | None:
+        """Steps between draws; None: as many as an epoch has."""
+        return None if self.interval == "epoch" else self.interval
 
     @property
     def boosted(self) -> bool:
@@ -139,7 +155,7 @@ class Plan(_Part):
     loss: str = "cross-entropy"
     loss_outputs: tuple[str, ...] = Field(description="names of the model's outputs (in its graph) that the loss reads")
     dropout: Literal["off", "keep"] = "off"
-    norm: Literal["frozen"] = "frozen"
+    norm: Literal["frozen", "train"] = "frozen"
     budget_bytes: int = Field(ge=1)
     scope: Literal["update", "training", "peak"]
     margin_ratio: float = Field(default=0.0, ge=0, description="part of the budget kept free, relative to the rest")
@@ -149,8 +165,9 @@ class Plan(_Part):
     curve: str = "uniform"
     metric: Literal["raw", "rgn", "lara"] = "raw"
     max_flops: int | None = None
-    update: Literal["fused"] = "fused"
-    optimizer: Literal["sgd"] = "sgd"
+    update: Literal["fused", "optimizer"] = "fused"
+    optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "sgd"
+    accumulation: int = Field(default=1, ge=1, description="passes whose gradients are summed before a step")
     status: Literal["optimal", "feasible"]
     gap_ratio: float
     objective: float = Field(description="exact value; of a plan with draws, that of the first")
@@ -167,6 +184,12 @@ class Plan(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
+        try:
+            mode = self.mode
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        if self.sampling.pool is not None and not mode.is_fused:
+            raise ValueError("quotas that are drawn anew each interval (sampling.pool) need update mode fused")
         by_name = {layer.name: layer for layer in self.layers}
         if len(by_name) < len(self.layers):
             names = [layer.name for layer in self.layers]
@@ -195,6 +218,11 @@ class Plan(_Part):
             if channels and not 0 <= min(channels) <= max(channels) < by_name[name].channels:
                 raise ValueError(f"sampling.channels: {name}: expected channels of 0 to {by_name[name].channels - 1}")
         return self
+
+    @property
+    def mode(self) -> UpdateMode:
+        """How weights are updated."""
+        return UpdateMode(update=self.update, optimizer=self.optimizer, accumulation=self.accumulation)
 
     @property
     def used_bytes(self) -> int:

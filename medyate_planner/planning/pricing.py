@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Literal
 
 from medyate_planner.graph import Layer
-from medyate_planner.memory.channels import INDEX_BYTES
 from medyate_planner.memory.model import Updates
 from medyate_planner.memory.timeline import LOSS_MOMENT, footprint
 from medyate_planner.planning.decision import Decision
@@ -131,15 +130,27 @@ def _own_and_reach(base: PricedPlan, layer: Layer, what: What, without: Updates,
     cost = request.memory.costs[layer.name]
     n = 0 if what == "bias" else whole.quotas[layer.name]
     gradient = cost.bias_gradient_bytes if what == "bias" else cost.gradient_bytes * n
-    index = 0 if request.scope == "update" else INDEX_BYTES * n
-    own = cost.saved_bytes * n + gradient + index
+    upkeep = _upkeep(request, layer, what, n)
+    own = cost.saved_bytes * n + gradient + upkeep
     added = scope_bytes(request, whole) - scope_bytes(request, without)
     if request.scope != "training":
         return own, max(0, added - own)
     at = footprint(request.memory, whole).peak_moment.at
     position = request.memory.graph.position
+    waits = request.memory.gradients_outlive_backward
     if at == LOSS_MOMENT:
-        return own, max(0, added - own + gradient)
+        return own, max(0, added - own + (0 if waits else gradient))
     kept = sum(cost.site_saved_bytes[i] * n for i, site in enumerate(layer.sites) if position[site] <= position[at])
     copies = request.memory.gradient_copies(position[at]).get(layer.name, 0)
-    return own, max(0, added - kept - gradient * copies - index)
+    complete = position[at] < request.memory.site_positions[layer.name][0] and not request.memory.mode.is_fused
+    copies += 1 if waits or complete else 0
+    return own, max(0, added - kept - gradient * copies - upkeep)
+
+
+def _upkeep(request: PlanRequest, layer: Layer, what: What, channels: int) -> int:
+    """Index, optimizer state and working copy of so many channels, or of the bias; scope `update` counts no index."""
+    unit = request.memory.upkeeps[layer.name]
+    if what == "bias":
+        return unit.per_bias.total_bytes
+    each = unit.per_channel.beside_index_bytes if request.scope == "update" else unit.per_channel.total_bytes
+    return each * channels + (unit.per_weight.total_bytes if channels else 0)

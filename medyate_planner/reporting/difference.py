@@ -94,8 +94,8 @@ _FRONTIER_SETTINGS = (
 def _plans(a: Plan, b: Plan) -> Difference:
     same = a.model.fingerprint == b.model.fingerprint
     pairs = [("model", a.model.spec, b.model.spec), *_attributes(_PLAN_SETTINGS, a, b)]
-    pairs += [(f"sampling.{name}", *pair) for name, *pair in _attributes(("method", "seed", "alpha", "metric", "boost"),
-                                                                         a.sampling, b.sampling)]  # fmt: skip
+    settings = ("method", "seed", "interval", "alpha", "metric", "boost")
+    pairs += [(f"sampling.{name}", *pair) for name, *pair in _attributes(settings, a.sampling, b.sampling)]
     pairs += [("importance", a.importance.source, b.importance.source)]
     pairs += [("importance file (SHA-256)", a.importance.sha256, b.importance.sha256)]
     figures = [("objective", "", a.objective, b.objective), ("used (scope)", "B", a.used_bytes, b.used_bytes)]

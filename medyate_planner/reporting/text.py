@@ -36,6 +36,8 @@ def render_plan(plan: Plan) -> Iterable[RenderableType]:
             f"channels are drawn across {len(plan.sampling.pool or ())} layers in each interval, "
             f"{len(plan.sampling.draws)} draws are planned; figures are the largest over them"
         )
+    if plan.sampling.interval_steps is not None:
+        yield line(f"channels are redrawn every {plan.sampling.interval_steps:,} steps")
     yield _figures(figures)
     if figures.flops and figures.full_flops:
         yield line(
@@ -61,6 +63,7 @@ def _figures(figures: Predicted) -> Table:
         ("  gradients alive at once", figures.gradients_bytes),
         ("  indices", figures.index_bytes),
         ("  optimizer state", figures.optimizer_bytes),
+        ("  working copies", figures.copy_bytes),
         ("update (sum of gradients and selected activations)", figures.update_bytes),
         ("live peak (weights and inputs included)", figures.live_peak_bytes),
         ("  its closed-form bound", figures.live_peak_bound_bytes),

@@ -84,6 +84,8 @@ def compare(
         ("loss", said.loss_bytes, dry.loss_bytes, real.loss_bytes),
         ("gradients", said.gradients_bytes, dry.gradients_bytes, real.gradients_bytes),
         ("indices", said.index_bytes, dry.index_bytes, real.index_bytes),
+        ("optimizer state", said.optimizer_bytes, dry.optimizer_bytes, real.optimizer_bytes),
+        ("working copies", said.copy_bytes, dry.copy_bytes, real.copy_bytes),
         ("update", said.update_bytes, dry.update_bytes, real.update_bytes),
         ("live peak", peak_bytes, dry.live_peak_bytes, real.live_peak_bytes),
     ]

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
+from medyate_planner.memory.mode import FUSED, UpdateMode
 from medyate_planner.memory.model import LossCost, Updates
 from medyate_planner.memory.moments import Category, Place
 from medyate_planner.memory.rules import Keep
@@ -33,19 +34,20 @@ def dry_run(
     loss_function: LossFunction,
     make_target: MakeTarget,
     *,
+    mode: UpdateMode = FUSED,
     timeline: bool = False,
 ) -> StepMeasurement:
-    """Run the prepared model once on fake tensors and measure it with the instruments of a real step.
+    """Run a step of the prepared model on fake tensors and measure it with the instruments of a real step.
 
     `make_target(outputs)` gives a target of the right shape for the loss; it is called with fake outputs.
     `timeline` notes what is live after every operator, and where in the model that was.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fake = _fake_trace(traced, mode)
-    args, kwargs = fake_batch(traced.inputs, graph.batch_size, traced.device, mode)
-    with mode:
-        target = make_target(traced.fake_outputs(graph.batch_size, mode))
-        session = Session(fake.module, fake, graph, updates, lambda _interval: {})
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = _fake_trace(traced, fakes)
+    args, kwargs = fake_batch(traced.inputs, graph.batch_size, traced.device, fakes)
+    with fakes:
+        target = make_target(traced.fake_outputs(graph.batch_size, fakes))
+        session = Session(fake.module, fake, graph, updates, lambda _interval: {}, mode=mode)
         session.set_lr(0.01, clip=5.0)
         places = {op.name: Place(op.module_path, op.source_line) for op in graph.ops} if timeline else None
         return measure_step(session, args, kwargs, target, loss_function, places=places)

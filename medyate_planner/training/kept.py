@@ -75,7 +75,7 @@ class KeptTracker:
     def begin_forward(self) -> None:
         """Count what one more forward of the same step saves from zero (gradient accumulation)."""
         self.phase = "forward"
-        self.saved_bytes = self.selected_bytes = self.loss_bytes = 0
+        self.saved_bytes = self.selected_bytes = self.loss_bytes = self.all_gradients_bytes = 0
         self._saved, self.saved_by_owner = {}, {}
 
     def held(self) -> dict[int, int]:

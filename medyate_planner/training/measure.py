@@ -21,6 +21,7 @@ from medyate_planner.trace import storage_key
 from medyate_planner.training.kept import KeptTracker
 from medyate_planner.training.live import LiveTracker
 from medyate_planner.training.places import Places
+from medyate_planner.training.stepping import trial_stepper
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -36,6 +37,8 @@ class StepMeasurement:
     loss_bytes: int
     gradients_bytes: int
     index_bytes: int
+    optimizer_bytes: int
+    copy_bytes: int
     update_bytes: int
     live_peak_bytes: int | None
     alive_saved_bytes: int | None
@@ -46,28 +49,45 @@ class StepMeasurement:
 class StepMeter:
     """Puts the instruments on one training step of a session: `with StepMeter(session, inputs, live=True): ...`.
 
-    `places` (of the graph's nodes, by name) asks for a timeline.
+    `places` (of the graph's nodes, by name) asks for a timeline; `state` is the optimizer's.
     """
 
     def __init__(
-        self, session: Any, inputs: Iterable[Tensor], *, live: bool, places: Mapping[str, Place] | None = None
+        self,
+        session: Any,
+        inputs: Iterable[Tensor],
+        *,
+        live: bool,
+        places: Mapping[str, Place] | None = None,
+        state: Iterable[Tensor] = (),
     ) -> None:
         self.session = session
         resident = session.resident_tensors()
+        held = list(state)
+        self._state_bytes = sum(int(tensor.untyped_storage().nbytes()) for tensor in held)
         self.live: LiveTracker | None = None
         if live:
             indices = session.index_tensors()
-            already = {Category.INDICES: indices, Category.WEIGHTS: resident, Category.INPUTS: list(inputs)}
+            already = {
+                Category.INDICES: indices,
+                Category.WORKING_COPIES: session.copy_tensors(),
+                Category.OPTIMIZER_STATE: held,
+                Category.WEIGHTS: resident,
+                Category.INPUTS: list(inputs),
+            }
             found = None if places is None else Places(session.lean, places)
             self.live = LiveTracker(already, places=found)
         ledger = self.live.ledger if self.live is not None else None
-        self.kept = KeptTracker(resident, fixed_bytes=session.index_bytes, ledger=ledger)
+        fixed_bytes = session.index_bytes + session.copy_bytes + self._state_bytes
+        self.kept = KeptTracker([*resident, *held], fixed_bytes=fixed_bytes, ledger=ledger)
         self._timed = places is not None
         self._stack = ExitStack()
 
     def enter_phase(self, phase: str) -> None:
-        """The next phase of the step begins: "loss" or "backward"."""
-        if phase != "backward":
+        """The next phase of the step begins: "forward" (of a further pass), "loss", "backward" or "optimizer"."""
+        if phase == "forward":
+            self.kept.begin_forward()
+        elif phase == "loss":
             self.kept.phase = phase
         if self.live is not None:
             self.live.phase = phase
@@ -96,8 +116,10 @@ class StepMeter:
             selected_bytes=kept.selected_bytes,
             loss_bytes=kept.loss_bytes,
             gradients_bytes=kept.gradients_bytes,
-            index_bytes=kept.fixed_bytes,
-            update_bytes=kept.selected_bytes + kept.all_gradients_bytes,
+            index_bytes=self.session.index_bytes,
+            optimizer_bytes=self._state_bytes,
+            copy_bytes=self.session.copy_bytes,
+            update_bytes=(kept.selected_bytes + kept.all_gradients_bytes + self._state_bytes + self.session.copy_bytes),
             live_peak_bytes=self.live.peak_bytes if self.live else None,
             alive_saved_bytes=alive_saved_bytes,
             loss=loss,
@@ -114,18 +136,31 @@ def measure_step(
     *,
     places: Mapping[str, Place] | None = None,
 ) -> StepMeasurement:
-    """Run one training step (forward, loss, backward with its updates) and measure it in every way."""
+    """Run one training step (forward, loss, backward, updates) and measure it in every way.
+
+    In mode `optimizer` a step before it makes the optimizer's state, and gradients are summed over two passes if the
+    mode sums over several: from the second on they are all alike.
+    """
     inputs = [leaf for leaf in tree_leaves([args, dict(kwargs), target]) if isinstance(leaf, Tensor)]
-    with StepMeter(session, inputs, live=True, places=places) as meter:
+    stepper = trial_stepper(session)
+    if stepper.makes_state:
+        loss_function(session(*args, **kwargs), target).backward()  # type: ignore[no-untyped-call]
+        stepper.finish()
+    with StepMeter(session, inputs, live=True, places=places, state=stepper.tensors()) as meter:
         assert meter.live is not None
-        before = set(meter.live.ledger.entries())
-        outputs = session(*args, **kwargs)
-        alive_saved = alive_since(meter.live, before, outputs, meter.kept)
-        meter.enter_phase("loss")
-        loss = loss_function(outputs, target)
-        del outputs
-        meter.enter_phase("backward")
-        loss.backward()  # type: ignore[no-untyped-call]
+        for again in range(min(2, session.mode.accumulation)):
+            if again:
+                meter.enter_phase("forward")
+            before = set(meter.live.ledger.entries())
+            outputs = session(*args, **kwargs)
+            alive_saved = alive_since(meter.live, before, outputs, meter.kept)
+            meter.enter_phase("loss")
+            loss = loss_function(outputs, target)
+            del outputs
+            meter.enter_phase("backward")
+            loss.backward()  # type: ignore[no-untyped-call]
+        meter.enter_phase("optimizer")
+        stepper.finish()
     value = None if isinstance(loss, FakeTensor) else float(loss.detach())
     return meter.measurement(loss=value, alive_saved_bytes=alive_saved)
 

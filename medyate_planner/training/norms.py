@@ -33,8 +33,9 @@ class NormSite(nn.Module):
         self.slot: Slot | None = None
 
     def forward(self, x: Tensor, *constants: Tensor | None) -> Tensor:
-        """The original norm; `constants` are its parameters and buffers, and last the anchor."""
-        result: Tensor = _Norm.apply(x, self, *constants)  # type: ignore[no-untyped-call]
+        """The original norm; `constants` are its parameters and buffers, its scale and its shift first."""
+        assert self.slot is not None
+        result: Tensor = _Norm.apply(x, self, len(constants), *constants, *self.slot.trained)  # type: ignore[no-untyped-call]
         return result
 
     def run(self, x: Tensor, constants: Constants) -> tuple[Tensor, list[Tensor]]:
@@ -61,10 +62,10 @@ class NormSite(nn.Module):
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, site: NormSite, *constants: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, site: NormSite, count: int, *rest: Tensor | None) -> Tensor:
         slot = site.slot
         assert slot is not None
-        ctx.site, ctx.constants, ctx.selection = site, constants[:-1], slot.selection
+        ctx.site, ctx.constants, ctx.version = site, rest[:count], slot.version()
         result, statistics = site.run(x, ctx.constants)
         kept = site.keeps(x, statistics) if site.keeps_input and ctx.needs_input_grad[0] else []
         if slot.trains_weight:
@@ -80,12 +81,13 @@ class _Norm(torch.autograd.Function):
         kept = list(ctx.saved_tensors)
         normalised = kept.pop() if slot.trains_weight else None
         below = site.input_gradient(gradient, kept, ctx.constants) if ctx.needs_input_grad[0] else None
-        slot.check_selection(ctx.selection)
-        slot.receive(
+        slot.check(ctx.version)
+        of_scale, of_shift, *of_trained = slot.receive(
             _scale_gradient(gradient, normalised, slot, site.axis) if normalised is not None else None,
             _sum_but(gradient, site.axis, slot.bias.dtype) if slot.bias is not None else None,
         )
-        return (below, None, *[None] * (len(ctx.constants) + 1))
+        of_constants = [of_scale, of_shift, *[None] * len(ctx.constants)][: len(ctx.constants)]
+        return below, None, None, *of_constants, *of_trained
 
 
 def _scale_gradient(gradient: Tensor, normalised: Tensor, slot: Slot, axis: int) -> Tensor:
@@ -136,6 +138,29 @@ class BatchNormSite(NormSite):
         weight, _, _, variance = constants
         assert variance is not None
         return batch_norm_input_gradient(gradient, weight, variance, float(self.arguments[2]))
+
+
+class TrainingBatchNormSite(NormSite):
+    """Training mode: statistics of the batch; the stored ones are brought up to date."""
+
+    def run(self, x: Tensor, constants: Constants) -> tuple[Tensor, list[Tensor]]:
+        _, momentum, epsilon, *_ = self.arguments
+        result, *statistics = _aten.native_batch_norm.default(x, *constants, True, momentum, epsilon)
+        return result, statistics
+
+    def normalise(self, part: Tensor, statistics: list[Tensor]) -> Tensor:
+        assert self.slot is not None
+        mean, scale = (self.along_channels(_own_of(values, self.slot), part) for values in statistics)
+        return part.sub_(mean).mul_(scale)
+
+    def input_gradient(self, gradient: Tensor, kept: Sequence[Tensor], constants: Constants) -> Tensor:
+        x, mean, scale = kept
+        weight, _, stored_mean, stored_variance = constants
+        result: Tensor = _aten.native_batch_norm_backward.default(
+            gradient, x, weight, stored_mean, stored_variance, mean, scale, True, float(self.arguments[2]),
+            [True, False, False],
+        )[0]  # fmt: skip
+        return result
 
 
 class LayerNormSite(NormSite):

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
+from medyate_planner.memory.mode import FUSED, UpdateMode
 from medyate_planner.memory.model import Updates
 from medyate_planner.memory.moments import Place
 from medyate_planner.trace import InputSpec, Trace, as_arguments
@@ -28,6 +29,7 @@ from medyate_planner.training.ordinary import (
     run_ordinary,
 )
 from medyate_planner.training.session import Session
+from medyate_planner.training.stepping import trial_stepper
 
 Batch = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 
@@ -95,6 +97,8 @@ def real_session_step(
     updates: Updates,
     loss_function: LossFunction,
     make_target: MakeTarget,
+    *,
+    mode: UpdateMode = FUSED,
 ) -> tuple[StepMeasurement, int]:
     """One step of the lean executor on random inputs, measured, and the allocator's peak.
 
@@ -103,18 +107,23 @@ def real_session_step(
     """
     check_real(model)
     args, kwargs = example_batch(traced.inputs, graph.batch_size, traced.device)
-    with restored(model), Session(model, traced, graph, updates, lambda _interval: {}) as session:
+    with restored(model), Session(model, traced, graph, updates, lambda _interval: {}, mode=mode) as session:
         with torch.no_grad():
             target = make_target(session.eval()(*args, **kwargs))
         session.train().set_lr(1e-3, clip=5.0)
         places = {op.name: Place(op.module_path, op.source_line) for op in graph.ops}
         measured = measure_step(session, args, kwargs, target, loss_function, places=places)
 
+        stepper = trial_stepper(session)
+
         def once() -> None:
             loss_function(session(*args, **kwargs), target).backward()  # type: ignore[no-untyped-call]
+            stepper.finish()
 
+        if stepper.makes_state:
+            once()
         growth = allocator_peak_growth(once, traced.device)
-        held = _bytes_of([*session.resident_tensors(), *_leaves([args, kwargs, target])])
+        held = _bytes_of([*session.resident_tensors(), *stepper.tensors(), *_leaves([args, kwargs, target])])
     return measured, held + growth
 
 

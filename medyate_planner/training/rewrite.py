@@ -18,7 +18,6 @@ from medyate_planner.training import norms, passing
 from medyate_planner.training.slots import Slot
 from medyate_planner.training.weighted import ConvSite, EmbeddingSite, LinearSite, TransposedSite
 
-ANCHOR = "medyate_anchor"
 _PASSING: Mapping[str, type[passing.PassingSite]] = {
     f.RELU: passing.ReluSite,
     f.CLAMP: passing.ClampSite,
@@ -37,31 +36,36 @@ def rewrite(
     graph: ModelGraph,
     active: frozenset[str],
     slots: Mapping[str, Slot],
-    anchor: torch.Tensor,
 ) -> fx.GraphModule:
     """A copy of `module` that shares its parameters, in which the operators named in `active` are lean.
 
-    `slots` maps operator names (call sites) to the slot of their layer. The anchor requires a gradient and makes
-    the outputs of updated sites require one too.
+    `slots` maps operator names (call sites) to the slot of their layer.
     """
     with warnings.catch_warnings():  # torch's own graph copy warns about a deprecation of its own
         warnings.simplefilter("ignore", FutureWarning)
         lean = fx.GraphModule(module, copy.deepcopy(module.graph))
-    lean.register_buffer(ANCHOR, anchor, persistent=False)
     for name, tensor in _constants(module):
         if not hasattr(lean, name):
             setattr(lean, name, tensor)
     nodes = {node.name: node for node in lean.graph.nodes}
-    first = next(node for node in lean.graph.nodes if node.op != "placeholder")
-    with lean.graph.inserting_before(first):
-        anchor_node = lean.graph.get_attr(ANCHOR)
     for op in graph.ops:
+        if op.family == f.BATCH_NORM_TRAIN:
+            _use_statistics_of_batch(nodes[op.name])
         if op.name in active and (op.family in f.LEAN or op.name in slots):
-            _replace(lean, nodes[op.name], op, slots.get(op.name), anchor_node)
+            _replace(lean, nodes[op.name], op, slots.get(op.name))
     _cut_what_the_loss_ignores(lean, graph, active)
     lean.graph.eliminate_dead_code()
     lean.recompile()
     return lean
+
+
+def batch_counters(model: nn.Module, module: fx.GraphModule, graph: ModelGraph) -> list[torch.Tensor]:
+    """The counters of batches that BatchNorms advance in training mode, of those that run so."""
+    trained = {op.name for op in graph.ops if op.family == f.BATCH_NORM_TRAIN}
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    means = [node.args[3] for node in module.graph.nodes if node.name in trained]
+    names = [str(mean.target).removesuffix("running_mean") + "num_batches_tracked" for mean in means]
+    return [buffers[name] for name in names if name in buffers]
 
 
 def _cut_what_the_loss_ignores(lean: fx.GraphModule, graph: ModelGraph, active: frozenset[str]) -> None:
@@ -76,7 +80,12 @@ def _cut_what_the_loss_ignores(lean: fx.GraphModule, graph: ModelGraph, active: 
             node.replace_input_with(source, cut)
 
 
-def _replace(lean: fx.GraphModule, node: fx.Node, op: Op, slot: Slot | None, anchor: fx.Node) -> None:
+def _use_statistics_of_batch(node: fx.Node) -> None:
+    """`(x, scale, shift, mean, variance, training, …)`"""
+    node.args = (*node.args[:5], True, *node.args[6:])
+
+
+def _replace(lean: fx.GraphModule, node: fx.Node, op: Op, slot: Slot | None) -> None:
     if op.family == f.CONV:
         site, inputs = _conv_site(node)
         site.slot = slot
@@ -96,8 +105,6 @@ def _replace(lean: fx.GraphModule, node: fx.Node, op: Op, slot: Slot | None, anc
         site, inputs = passing.BatchNormSite(node.target, tuple(node.args[5:]), False), tuple(node.args[:5])  # type: ignore[arg-type]
     else:
         site, inputs = _passing_site(node, op)
-    if slot is not None:
-        inputs = (*inputs, anchor)
     name = f"lean_{op.name}"
     lean.add_submodule(name, site)
     with lean.graph.inserting_before(node):
@@ -131,7 +138,8 @@ def _norm_site(node: fx.Node, op: Op) -> tuple[norms.NormSite, tuple[Any, ...]]:
     _only_positional(node)
     name, x, rest = operator_name(node.target), node.args[0], node.args[1:]
     if name == "batch_norm":
-        return norms.BatchNormSite(node.target, tuple(rest[4:])), (x, *rest[:4])
+        kind = norms.BatchNormSite if op.family == f.BATCH_NORM else norms.TrainingBatchNormSite
+        return kind(node.target, tuple(rest[4:])), (x, *rest[:4])
     if name == "rms_norm":  # what PyTorch keeps of it was measured
         assert op.measured is not None
         site = norms.RmsNormSite(node.target, (rest[0], *rest[2:]))

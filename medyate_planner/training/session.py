@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,10 +15,14 @@ from torch.utils._pytree import tree_leaves
 
 from medyate_planner.errors import InputError, StepOrderError
 from medyate_planner.graph import ModelGraph
+from medyate_planner.memory.mode import FUSED, UpdateMode
 from medyate_planner.memory.model import MemoryModel, Updates
 from medyate_planner.trace import Trace, lookup
 from medyate_planner.training.boosting import Boosting
-from medyate_planner.training.rewrite import rewrite
+from medyate_planner.training.compact import CompactSlot
+from medyate_planner.training.following import Following
+from medyate_planner.training.fused import FusedSlot
+from medyate_planner.training.rewrite import batch_counters, rewrite
 from medyate_planner.training.slots import Slot, UpdateRule
 
 Draw = Callable[[int], Mapping[str, Sequence[int]]]
@@ -31,18 +36,27 @@ class _StepToken:
 
 
 class Session:
-    """Planned training of a model in update mode `fused`: `session(x)`, a loss, `loss.backward()`, nothing else.
+    """Planned training of a model: `session(x)`, a loss, `loss.backward()`.
 
-    Weights are updated in place during backward, in the user's own model. Everything not selected stays
-    bit-identical. `finish()` (or leaving the `with` block) gives the model back as it was, but for the updates.
+    Mode `fused`: that is all; weights are updated in place during backward, by the step size of `set_lr`. Mode
+    `optimizer`: `parameters()` are for any torch optimizer; its step writes the weights into the user's own model and
+    frees the gradients. Everything not selected stays bit-identical. `finish()` (or leaving the `with` block) gives
+    the model back as it was, but for the updates.
     """
 
     def __init__(
-        self, model: nn.Module, traced: Trace, graph: ModelGraph, updates: Updates, draw: Draw | Boosting
+        self,
+        model: nn.Module,
+        traced: Trace,
+        graph: ModelGraph,
+        updates: Updates,
+        draw: Draw | Boosting,
+        *,
+        mode: UpdateMode = FUSED,
     ) -> None:
         self.model = model
         self.graph = graph
-        self.updates = updates
+        self.mode = mode
         self.rule = UpdateRule()
         self.boosting = draw if isinstance(draw, Boosting) else None
         if self.boosting is not None:
@@ -53,13 +67,18 @@ class Session:
         self._draw: Draw = draw.draw if isinstance(draw, Boosting) else draw
         self._modes = [(module, module.training) for module in model.modules()]
         self._required = [(p, p.requires_grad) for p in model.parameters()]
+        self._forward: Callable[..., Any] | None = None
         self._token: weakref.ref[_StepToken] | None = None
-        self._memory = MemoryModel(graph)
+        self._memory = MemoryModel(graph, mode=mode)
+        self._counters = batch_counters(model, traced.module, graph)
+        self._following: Following | None = None
         device = next(iter(model.parameters())).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self._build(updates)
         for parameter, _ in self._required:
             parameter.requires_grad_(False)
+        for parameter in self.parameters():
+            parameter.requires_grad_(True)
         model.eval()
 
     def _build(self, updates: Updates) -> None:
@@ -68,46 +87,62 @@ class Session:
         self.updates = updates
         self.slots = self._make_slots(self._traced, self._memory)
         by_site = {site: self.slots[name] for name in self.slots for site in self.graph.layer_by_name[name].sites}
-        self.lean = rewrite(self._traced.module, self.graph, self._memory.active(updates), by_site, self.anchor)
+        self.lean = rewrite(self._traced.module, self.graph, self._memory.active(updates), by_site)
+        if not self.mode.is_fused:
+            self._following = Following(self._compact_slots())
 
     def _make_slots(self, traced: Trace, memory: MemoryModel) -> dict[str, Slot]:
-        slots = {}
+        slots: dict[str, Slot] = {}
         for layer in self.graph.units:
             if layer.name not in self.updates.layers:
                 continue
             full = layer.name in self.updates.full
             bias = layer.bias if full or layer.name in self.updates.biases else None
-            slots[layer.name] = Slot(
-                layer,
-                lookup(traced.module, layer.weight),  # type: ignore[arg-type]
-                lookup(traced.module, bias) if bias else None,  # type: ignore[arg-type]
-                quota=self.updates.quotas.get(layer.name, 0),
-                full=full,
-                rule=self.rule,
-                sites=len(memory.site_positions[layer.name]),
-            )
+            facts: dict[str, Any] = {
+                "quota": self.updates.quotas.get(layer.name, 0),
+                "full": full,
+                "rule": self.rule,
+                "sites": len(memory.site_positions[layer.name]),
+            }
+            weights = lookup(traced.module, layer.weight), lookup(traced.module, bias) if bias else None
+            if self.mode.is_fused:
+                slots[layer.name] = FusedSlot(layer, *weights, anchor=self.anchor, **facts)
+            else:
+                slots[layer.name] = CompactSlot(layer, *weights, **facts)
         return slots
+
+    def _compact_slots(self) -> list[CompactSlot]:
+        return [slot for slot in self.slots.values() if isinstance(slot, CompactSlot)]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Forward: the lean graph in training mode, the user's own model without gradients in evaluation mode.
+
+        In mode `optimizer` several forwards may come before a backward, and several passes before a step.
 
         Raises:
             StepOrderError: a second forward before the first one's backward (mode `fused`).
             InputError: inputs of another shape than planned for, or more samples: they would break the budget.
         """
         if not self.training:
+            self.write()
             self.model.eval()  # the user may have called model.train() in between
             with torch.no_grad():
                 return self.model(*args, **kwargs)
+        return self.run(args, kwargs)
+
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Forward of the lean graph; errors as for a call."""
         self._check_inputs(args, kwargs)
         pending = self._token() if self._token is not None else None
-        if pending is not None and not pending.backward_began:
+        if self.mode.is_fused and pending is not None and not pending.backward_began:
             raise StepOrderError(
                 "a second forward before backward: update mode `fused` changes weights during backward, so gradients "
                 "would be wrong; call backward() first, drop the first loss, or use session.eval() to evaluate"
             )
         for slot in self.slots.values():
             slot.begin_step()
+        for counter in self._counters:
+            counter.add_(1)
         outputs = self.lean(*args, **kwargs)
         self._watch(outputs)
         return outputs
@@ -147,10 +182,16 @@ class Session:
         Raises:
             DivergenceError: boosting, and a gradient that was seen is not finite.
             StepOrderError: the layers' quotas change between a forward and its backward.
+            InputError: they change in mode `optimizer`, whose parameters have constant shapes.
         """
         drawn = {name: list(channels) for name, channels in self._draw(interval).items()}
         quotas = {name: len(channels) for name, channels in drawn.items() if channels}
         if quotas != dict(self.updates.quotas):
+            if not self.mode.is_fused:
+                raise InputError(
+                    "the plan's quotas change between intervals: that needs update mode fused; plan again without "
+                    "--update optimizer, or with a strategy that has one quota for each layer"
+                )
             if self._token is not None and self._token() is not None:
                 raise StepOrderError(
                     "channels were redrawn between forward and backward; call resample() between steps"
@@ -193,7 +234,34 @@ class Session:
 
     def parameters(self) -> list[nn.Parameter]:
         """Parameters for an optimizer: none in mode `fused`, where the session takes the optimizer's place."""
-        return []
+        return list(self.named_parameters().values())
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The same by the names of the user's own parameters; of a layer trained by channels the selected ones, in the
+        form of their gradient (`Slot.gather`)."""
+        return {name: p for slot in self._compact_slots() for name, p in slot.parameters().items()}
+
+    def write(self) -> None:
+        """Bring the user's model up to date with the parameters; the optimizer's step does so by itself."""
+        for slot in self._compact_slots():
+            slot.write()
+
+    def attach(self) -> Session:
+        """Make `model(...)` itself run planned training whenever the model is in training mode, and as ever in
+        evaluation mode, so that a framework's loop can call it; until `finish()`."""
+        if self._forward is None:
+            original = self.model.forward
+
+            @functools.wraps(original)
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                if self.model.training:
+                    return self.run(args, kwargs)
+                self.write()
+                return original(*args, **kwargs)
+
+            self._forward = original
+            self.model.forward = forward
+        return self
 
     def train(self, mode: bool = True) -> Session:
         """Switch to planned training."""
@@ -213,7 +281,16 @@ class Session:
             *self.model.buffers(),
         ]
         found += [value for value in vars(self.lean).values() if isinstance(value, Tensor)]
-        return found + self.index_tensors()
+        return [*found, self.anchor, *self.index_tensors(), *self.copy_tensors()]
+
+    def copy_tensors(self) -> list[Tensor]:
+        """The working copies of selected channels."""
+        return [slot.compact for slot in self._compact_slots() if slot.compact is not None]
+
+    @property
+    def copy_bytes(self) -> int:
+        """Bytes of all working copies."""
+        return sum(copy.nbytes for copy in self.copy_tensors())
 
     def index_tensors(self) -> list[Tensor]:
         """The selection indices of all layers."""
@@ -225,7 +302,15 @@ class Session:
         return sum(index.nbytes for index in self.index_tensors())
 
     def finish(self) -> nn.Module:
-        """End planned training: modes and requires_grad as they were. Returns the user's model."""
+        """End planned training: modes, forward and requires_grad as they were. Returns the user's model."""
+        self.write()
+        if self._following is not None:
+            self._following.stop()
+        if self._forward is not None:
+            del self.model.forward
+            self._forward = None
+        for parameter in self.parameters():
+            parameter.grad = None
         for parameter, required in self._required:
             parameter.requires_grad_(required)
         for module, training in self._modes:

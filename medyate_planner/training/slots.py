@@ -1,9 +1,10 @@
-"""One slot per updated layer: which channels are trained now, and what happens to their gradient (mode `fused`)."""
+"""One slot per updated layer: which channels are trained now, and where their gradient goes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,15 @@ from medyate_planner.graph import Layer
 
 GradientObserver = Callable[[Tensor, bool], None]  # the gradient, and whether it is its layer's first of the step
 SelectionObserver = Callable[[Tensor], None]
+Gradients = tuple[Tensor | None, ...]  # for autograd: of the weight, of the bias, of each of `Slot.trained`
 GradientTap = Callable[["Slot", Tensor | None, Tensor | None], None]
 WeightGradientTap = Callable[["Slot", Tensor | None], None]
 
 
 @dataclass(slots=True, kw_only=True)
 class UpdateRule:
-    """Plain SGD, applied to each slice during backward: w -= lr * min(1, clip / ||g||) * g + lr * weight_decay * w."""
+    """Who sees each layer's gradient; and in mode `fused` the plain SGD that is applied to it during backward:
+    w -= lr * min(1, clip / ||g||) * g + lr * weight_decay * w."""
 
     lr: float = 0.0
     weight_decay: float = 0.0
@@ -33,7 +36,8 @@ class UpdateRule:
 class Slot:
     """The trained part of one layer: a selection of `quota` input channels, or all of the head, and its bias.
 
-    Buffers are allocated once; `select` overwrites the index in place, so shapes never change over a run.
+    Buffers are allocated once; `select` overwrites the index in place, so shapes never change over a run. What becomes
+    of a gradient is the update mode's: `FusedSlot`, `CompactSlot`.
     """
 
     def __init__(
@@ -58,15 +62,20 @@ class Slot:
         if self.quota and not full:
             self.index = torch.arange(self.quota, dtype=torch.int32, device=weight.device)
         self.selection = 0  # how often the index was rewritten
+        self.trained: tuple[Tensor, ...] = ()  # further inputs of the layer's sites, which autograd follows
         self._sum: tuple[Tensor | None, Tensor | None] = (None, None)
         self._arrived = 0
-        self._applied = False
 
     @property
     def trains_weight(self) -> bool:
         return self.quota > 0
 
-    def select(self, channels: list[int]) -> None:
+    @property
+    def selects(self) -> bool:
+        """Channels of the weight are trained, not all of it in place."""
+        return self.index is not None
+
+    def select(self, channels: Sequence[int]) -> None:
         """Train these input channels from now on.
 
         Raises:
@@ -79,10 +88,14 @@ class Slot:
         if len(distinct) != self.quota or len(channels) != self.quota or not in_range:
             raise InputError(
                 f"layer {self.layer.name}: expected {self.quota} distinct channels below {self.layer.channels}, "
-                f"got {channels}"
+                f"got {list(channels)}"
             )
-        self.index.copy_(torch.tensor(distinct, dtype=torch.int32))
+        self._take_over(distinct)
         self.selection += 1
+
+    def _take_over(self, channels: list[int]) -> None:
+        assert self.index is not None
+        self.index.copy_(torch.tensor(channels, dtype=torch.int32))
 
     def keep(self, compact: Tensor) -> Tensor:
         """Announce the compact copy that is about to be saved for backward."""
@@ -91,90 +104,84 @@ class Slot:
         return compact
 
     def begin_step(self) -> None:
-        """Start a step.
+        """Start a forward.
 
         Raises:
             StepOrderError: the last backward reached only some of this layer's call sites.
         """
-        arrived, self._arrived, self._sum, self._applied = self._arrived, 0, (None, None), False
+        arrived, self._arrived, self._sum = self._arrived, 0, (None, None)
         if 0 < arrived < self.sites:
             raise StepOrderError(
                 f"layer {self.layer.name}: backward reached {arrived} of its {self.sites} call sites, so it was not "
                 "updated; the loss must depend on every output that the plan was made for"
             )
 
-    def check_selection(self, selection: int) -> None:
-        """Raise `StepOrderError` if the channels were redrawn between forward and backward."""
-        if selection != self.selection:
-            raise StepOrderError(
-                f"layer {self.layer.name}: channels were redrawn between forward and backward; "
-                "call resample() between steps"
-            )
+    def version(self) -> object:
+        """What must be the same in forward and backward."""
+        return self.selection
 
-    def receive(self, weight_gradient: Tensor | None, bias_gradient: Tensor | None) -> None:
-        """Take the gradient of one call site; after the last of them apply the update and drop it."""
-        for gradient in (weight_gradient, bias_gradient):
+    def check(self, version: object) -> None:
+        """Raise `StepOrderError` if the channels were redrawn between forward and backward."""
+        if version != self.version():
+            self._refuse_redrawn()
+
+    def _refuse_redrawn(self) -> NoReturn:
+        raise StepOrderError(
+            f"layer {self.layer.name}: channels were redrawn between forward and backward; "
+            "call resample() between steps"
+        )
+
+    def receive(self, weight_gradient: Tensor | None, bias_gradient: Tensor | None) -> Gradients:
+        """Take the gradients of one call site; those of all sites are summed, and go where the update mode wants them
+        after the last of them. Returns what autograd is told."""
+        parts = (self._arranged(weight_gradient), bias_gradient)
+        del weight_gradient
+        for gradient in parts:
             if gradient is not None:
                 for observe in self.rule.observers:
                     observe(gradient, self._arrived == 0)
-        if self._applied:
-            raise StepOrderError(
-                f"layer {self.layer.name}: a second backward through one forward; update mode `fused` has changed the "
-                "weights since, so the gradients would be wrong"
-            )
         self._arrived += 1
         if self._arrived == 1:
-            self._sum = (weight_gradient, bias_gradient)
+            self._sum = parts
         else:
-            for total, part in zip(self._sum, (weight_gradient, bias_gradient), strict=True):
+            for total, part in zip(self._sum, parts, strict=True):
                 if total is not None and part is not None:
                     total.add_(part)
-        if self._arrived == self.sites:
-            gradients, self._sum, self._arrived, self._applied = self._sum, (None, None), 0, True
-            self._apply(*gradients)
+        del parts
+        if self._arrived < self.sites:
+            return (None, None, *[None] * len(self.trained))
+        gradients, self._sum, self._arrived = self._sum, (None, None), 0
+        if self.rule.tap is not None:
+            self.rule.tap(self, *gradients)
+        if self.rule.boost is not None:
+            self.rule.boost(self, gradients[0])
+        return self._complete(*gradients)
+
+    def _arranged(self, weight_gradient: Tensor | None) -> Tensor | None:
+        """The gradient in the memory order that the update wants."""
+        return weight_gradient
+
+    def _complete(self, weight_gradient: Tensor | None, bias_gradient: Tensor | None) -> Gradients:
+        """Use the layer's gradients, or hand them to autograd."""
+        raise NotImplementedError
+
+    def gather(self) -> Tensor:
+        """The selected channels' weights, in the form their gradient has, in storage of their own."""
+        assert self.index is not None
+        if self.layer.kind == "grouped":
+            return self.weight.detach()[self.rows(), self.columns()]
+        index = self.rows() if self.layer.kind == "depthwise" else self.index
+        return self.weight.detach().index_select(self.layer.channel_axis, index)
 
     @torch.no_grad()
-    def _apply(self, weight_gradient: Tensor | None, bias_gradient: Tensor | None) -> None:
-        rule = self.rule
-        present = [g for g in (weight_gradient, bias_gradient) if g is not None]
-        if rule.tap is not None:
-            rule.tap(self, weight_gradient, bias_gradient)
-        if rule.boost is not None:
-            rule.boost(self, weight_gradient)
-        if not present or rule.lr == 0.0:
-            return
-        if rule.clip is not None:
-            norms = [torch.linalg.vector_norm(g) for g in present]
-            total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-            factor = (rule.clip / (total + 1e-6)).clamp_(max=1.0)
-            for gradient in present:
-                gradient.mul_(factor)
-        if weight_gradient is not None:
-            self._step_weight(weight_gradient)
-        if bias_gradient is not None and self.bias is not None:
-            self.bias.add_(bias_gradient, alpha=-rule.lr)
-
-    def _step_weight(self, gradient: Tensor) -> None:
-        rule = self.rule
-        if self.full or self.index is None:
-            if rule.weight_decay:
-                gradient.add_(self.weight, alpha=rule.weight_decay)
-            self.weight.add_(gradient, alpha=-rule.lr)
-        elif self.layer.kind == "grouped":
-            self._step_grouped(gradient)
+    def scatter(self, values: Tensor) -> None:
+        """Write the selected channels' weights: the inverse of `gather`."""
+        assert self.index is not None
+        if self.layer.kind == "grouped":
+            self.weight.index_put_((self.rows(), self.columns()), values)
         else:
-            axis = self.layer.channel_axis
-            index = self.rows() if self.layer.kind == "depthwise" else self.index
-            if rule.weight_decay:
-                gradient.add_(self.weight.index_select(axis, index), alpha=rule.weight_decay)
-            self.weight.index_add_(axis, index, gradient, alpha=-rule.lr)
-
-    def _step_grouped(self, gradient: Tensor) -> None:
-        """Channel c of group j owns weight[j * C_out/G : (j+1) * C_out/G, c mod (C_in/G)]."""
-        rows, columns = self.rows(), self.columns()
-        if self.rule.weight_decay:
-            gradient.add_(self.weight[rows, columns], alpha=self.rule.weight_decay)
-        self.weight.index_put_((rows, columns), gradient.mul_(-self.rule.lr), accumulate=True)
+            index = self.rows() if self.layer.kind == "depthwise" else self.index.long()
+            self.weight.index_copy_(self.layer.channel_axis, index, values)
 
     def rows(self) -> Tensor:
         """Weight rows (= output channels) that the selected channels own; grouped and depthwise, `(n * C_out/G,)`."""

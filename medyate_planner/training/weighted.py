@@ -26,9 +26,10 @@ class ConvSite(nn.Module):
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.slot: Slot | None = None
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The original convolution, `(N, C, *)` to `(N, C', *)`."""
-        result: Tensor = _Conv.apply(x, weight, bias, anchor, self)  # type: ignore[no-untyped-call]
+        trained = () if self.slot is None else self.slot.trained
+        result: Tensor = _Conv.apply(x, weight, bias, self, *trained)  # type: ignore[no-untyped-call]
         return result
 
     def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -54,9 +55,10 @@ class LinearSite(nn.Module):
         super().__init__()
         self.slot: Slot | None = None
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, anchor: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The original linear layer, `(*, in)` to `(*, out)`."""
-        result: Tensor = _Linear.apply(x, weight, bias, anchor, self)  # type: ignore[no-untyped-call]
+        trained = () if self.slot is None else self.slot.trained
+        result: Tensor = _Linear.apply(x, weight, bias, self, *trained)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -83,9 +85,10 @@ class EmbeddingSite(nn.Module):
         self.padding = int(arguments[0]) if arguments else -1
         self.slot: Slot | None = None
 
-    def forward(self, weight: Tensor, indices: Tensor, anchor: Tensor | None = None) -> Tensor:
+    def forward(self, weight: Tensor, indices: Tensor) -> Tensor:
         """The original embedding, `(*)` to `(*, D)`."""
-        result: Tensor = _Embedding.apply(weight, indices, anchor, self)  # type: ignore[no-untyped-call]
+        assert self.slot is not None
+        result: Tensor = _Embedding.apply(weight, indices, self, *self.slot.trained)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -93,65 +96,64 @@ class _Embedding(torch.autograd.Function):
     """Keeps the indices, as PyTorch does; the gradient is that of the selected feature dimensions alone."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, indices: Tensor, _anchor: Tensor | None, site: EmbeddingSite) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, indices: Tensor, site: EmbeddingSite, *_trained: Tensor) -> Tensor:
         ctx.site, ctx.rows = site, weight.shape[0]
         assert site.slot is not None
-        ctx.selection = site.slot.selection
+        ctx.version = site.slot.version()
         ctx.save_for_backward(indices)
         result: Tensor = _aten.embedding.default(weight, indices, site.padding)
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         site, slot = ctx.site, ctx.site.slot
-        slot.check_selection(ctx.selection)
+        slot.check(ctx.version)
         if slot.index is not None:
             gradient = gradient.index_select(gradient.dim() - 1, slot.index)
         indices = ctx.saved_tensors[0]
-        slot.receive(_aten.embedding_dense_backward.default(gradient, indices, ctx.rows, site.padding, False), None)
-        return None, None, None, None
+        of_weight, _, *of_trained = slot.receive(
+            _aten.embedding_dense_backward.default(gradient, indices, ctx.rows, site.padding, False), None
+        )
+        return of_weight, None, None, *of_trained
 
 
 class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, _anchor: Tensor | None, site: ConvSite
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, site: ConvSite, *_trained: Tensor) -> Tensor:
         ctx.site, ctx.weight, ctx.shape = site, weight, x.shape
         slot = site.slot
         if slot is not None:
-            ctx.selection = slot.selection
+            ctx.version = slot.version()
             if slot.trains_weight:
                 ctx.save_for_backward(slot.keep(_compact_channels(x, slot)))
         return site.call(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         site, weight = ctx.site, ctx.weight
         below = _conv_input_gradient(site, gradient, weight, ctx.shape) if ctx.needs_input_grad[0] else None
         slot = site.slot
-        if slot is not None:
-            slot.check_selection(ctx.selection)
-            slot.receive(
-                _conv_weight_gradient(site, slot, gradient, ctx.shape, *ctx.saved_tensors)
-                if slot.trains_weight
-                else None,
-                gradient.sum(dim=[d for d in range(gradient.dim()) if d != 1]) if slot.bias is not None else None,
-            )
-        return below, None, None, None, None
+        if slot is None:
+            return below, None, None, None
+        slot.check(ctx.version)
+        of_weight, of_bias, *of_trained = slot.receive(
+            _conv_weight_gradient(site, slot, gradient, ctx.shape, *ctx.saved_tensors) if slot.trains_weight else None,
+            gradient.sum(dim=[d for d in range(gradient.dim()) if d != 1]) if slot.bias is not None else None,
+        )
+        return below, of_weight, of_bias, None, *of_trained
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, _anchor: Tensor | None, site: LinearSite
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, site: LinearSite, *_trained: Tensor
     ) -> Tensor:
         ctx.site, ctx.weight, ctx.shape = site, weight, x.shape
         slot = site.slot
         if slot is not None:
-            ctx.selection = slot.selection
+            ctx.version = slot.version()
             if slot.trains_weight:
                 ctx.save_for_backward(slot.keep(_compact_features(x, slot)))
         result: Tensor = _aten.linear.default(x, weight, bias)
@@ -161,17 +163,18 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, slot = ctx.weight, ctx.site.slot
         rows = gradient.reshape(-1, gradient.shape[-1])
         below = (rows @ weight).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        if slot is not None:
-            slot.check_selection(ctx.selection)
-            slot.receive(
-                rows.t() @ ctx.saved_tensors[0] if slot.trains_weight else None,
-                rows.sum(dim=0) if slot.bias is not None else None,
-            )
-        return below, None, None, None, None
+        if slot is None:
+            return below, None, None, None
+        slot.check(ctx.version)
+        of_weight, of_bias, *of_trained = slot.receive(
+            rows.t() @ ctx.saved_tensors[0] if slot.trains_weight else None,
+            rows.sum(dim=0) if slot.bias is not None else None,
+        )
+        return below, of_weight, of_bias, None, *of_trained
 
 
 def _compact_features(x: Tensor, slot: Slot) -> Tensor:

@@ -20,6 +20,7 @@ from medyate_planner.importance.energy import Importance, squared_norm_per_chann
 from medyate_planner.planning.plan import Plan, PlannedLayer, Sampling
 from medyate_planner.subject import Subject, subject_of
 from medyate_planner.training.boosting import Boosting, squares_of_selection
+from medyate_planner.training.fused import FusedSlot
 from medyate_planner.training.session import Session
 from medyate_planner.training.slots import Slot, UpdateRule
 
@@ -295,6 +296,8 @@ class Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def slot_of(subject: Subject, name: str, channels: list[int]) -> Slot:
     layer = subject.graph.layer_by_name[name]
     weight = nn.Parameter(torch.zeros(layer.weight_shape))
-    slot = Slot(layer, weight, None, quota=len(channels), full=False, rule=UpdateRule(), sites=1)
+    slot = FusedSlot(
+        layer, weight, None, quota=len(channels), full=False, rule=UpdateRule(), sites=1, anchor=torch.zeros(())
+    )
     slot.select(channels)
     return slot

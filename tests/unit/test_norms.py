@@ -18,7 +18,8 @@ from medyate_planner.importance.gradients import probe
 from medyate_planner.memory.model import MemoryModel, Updates
 from medyate_planner.memory.timeline import footprint
 from medyate_planner.trace import trace
-from medyate_planner.training.slots import Slot, UpdateRule
+from medyate_planner.training.fused import FusedSlot
+from medyate_planner.training.slots import UpdateRule
 
 
 class Image(nn.Module):
@@ -212,7 +213,7 @@ def test_a_slot_decays_and_clips_the_selected_elements() -> None:
         name="n", kind="norm", weight="n.weight", weight_shape=(4,), dtype="float32", bias=None, groups=1, sites=("op",)
     )
     rule = UpdateRule(lr=0.1, weight_decay=0.5, clip=1.0)
-    slot = Slot(layer, weight, None, quota=2, full=False, rule=rule, sites=1)
+    slot = FusedSlot(layer, weight, None, quota=2, full=False, rule=rule, sites=1, anchor=torch.zeros(()))
     slot.select([3, 1])
     slot.begin_step()
     slot.receive(torch.tensor([3.0, 4.0]), None)

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from medyate_planner.errors import InputError, StepOrderError
 from medyate_planner.graph import Layer
+from medyate_planner.training.fused import FusedSlot
 from medyate_planner.training.slots import Slot, UpdateRule
 
 LR, STEPS = 0.1, 3
@@ -91,7 +92,16 @@ def test_slot_updates_as_sgd_does(name: str, with_bias: bool, weight_decay: floa
     groups_of = [{"params": [compact], "weight_decay": weight_decay}, {"params": [other_bias], "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups_of if with_bias else groups_of[:1], lr=LR)
     rule = UpdateRule(lr=LR, weight_decay=weight_decay, clip=clip)
-    slot = Slot(layer, weight, bias if with_bias else None, quota=len(channels), full=False, rule=rule, sites=1)
+    slot = FusedSlot(
+        layer,
+        weight,
+        bias if with_bias else None,
+        quota=len(channels),
+        full=False,
+        rule=rule,
+        sites=1,
+        anchor=torch.zeros(()),
+    )
     slot.select(list(reversed(channels)))
     for _ in range(STEPS):
         gradient, bias_gradient = torch.randn(shape), torch.randn(shape[0])
@@ -121,7 +131,9 @@ def test_full_slot_updates_as_sgd_does(name: str, weight_decay: float, clip: flo
         [{"params": [twin], "weight_decay": weight_decay}, {"params": [twin_bias], "weight_decay": 0.0}], lr=LR
     )
     rule = UpdateRule(lr=LR, weight_decay=weight_decay, clip=clip)
-    slot = Slot(layer_of(kind, shape, groups), weight, bias, quota=0, full=True, rule=rule, sites=1)
+    slot = FusedSlot(
+        layer_of(kind, shape, groups), weight, bias, quota=0, full=True, rule=rule, sites=1, anchor=torch.zeros(())
+    )
     assert slot.index is None
     assert slot.trains_weight
     for _ in range(STEPS):
@@ -138,8 +150,15 @@ def test_full_slot_updates_as_sgd_does(name: str, weight_decay: float, clip: flo
 
 def slot_of(**options: object) -> Slot:
     weight, bias = nn.Parameter(torch.zeros(2, 4)), nn.Parameter(torch.zeros(2))
-    facts: dict[str, object] = {"quota": 2, "full": False, "rule": UpdateRule(lr=1.0), "sites": 1, **options}
-    return Slot(layer_of("linear", (2, 4), 1), weight, bias, **facts)  # type: ignore[arg-type]
+    facts: dict[str, object] = {
+        "quota": 2,
+        "full": False,
+        "rule": UpdateRule(lr=1.0),
+        "sites": 1,
+        "anchor": torch.zeros(()),
+        **options,
+    }
+    return FusedSlot(layer_of("linear", (2, 4), 1), weight, bias, **facts)  # type: ignore[arg-type]
 
 
 def test_slot_of_several_sites_applies_their_sum_once_after_the_last() -> None:
@@ -209,9 +228,9 @@ def test_select_sorts_in_place_and_counts() -> None:
     assert slot.index is index
     assert index.tolist() == [1, 3]
     assert slot.selection == 1
-    slot.check_selection(1)
+    slot.check(1)
     with pytest.raises(StepOrderError, match=r"layer a: channels were redrawn .*resample\(\)"):
-        slot.check_selection(0)
+        slot.check(0)
 
 
 @pytest.mark.parametrize("channels", [[1], [0, 1, 2], [1, 1], [0, 4], [-1, 0], []])
@@ -242,8 +261,15 @@ def test_rows_and_columns(shape_and_groups: tuple[tuple[int, ...], int]) -> None
     everything = shape[1] * groups
     for channels in ([0], [everything - 1], [0, everything - 1], list(range(everything))):
         layer = layer_of("grouped", shape, groups)
-        slot = Slot(
-            layer, nn.Parameter(torch.zeros(shape)), None, quota=len(channels), full=False, rule=UpdateRule(), sites=1
+        slot = FusedSlot(
+            layer,
+            nn.Parameter(torch.zeros(shape)),
+            None,
+            quota=len(channels),
+            full=False,
+            rule=UpdateRule(),
+            sites=1,
+            anchor=torch.zeros(()),
         )
         slot.select(channels)
         pairs = list(zip(slot.rows().tolist(), slot.columns().tolist(), strict=True))

@@ -45,4 +45,6 @@ DRAWS_BY_IMPORTANCE = frozenset({"rgn", "medyate", "lara-medyate"})  # weights a
 
 DRAWS = DRAWS_BY_IMPORTANCE | {"paca", "random", "trady-static", "trady", "lara-trady", "sparse-update"}
 
-__all__ = ["DRAWS", "DRAWS_BY_IMPORTANCE", "STRATEGIES", "Strategy", "full", "head_only", "optimal"]
+CHANGES_QUOTAS = frozenset({"random", "trady", "medyate", "lara-trady", "lara-medyate"})  # from interval to interval
+
+__all__ = ["CHANGES_QUOTAS", "DRAWS", "DRAWS_BY_IMPORTANCE", "STRATEGIES", "Strategy", "full", "head_only", "optimal"]
