@@ -13,6 +13,7 @@ MEASURED = "measured"
 CONV = "conv"
 CONV_TRANSPOSE = "conv_transpose"
 LINEAR = "linear"
+ADDMM = "addmm"  # a linear layer whose weight stands the other way round
 EMBEDDING = "embedding"
 BATCH_NORM = "batch_norm"
 BATCH_NORM_TRAIN = "batch_norm_train"  # with the statistics of the batch
@@ -35,7 +36,9 @@ GROUP_NORM = "group_norm"
 NORM_SCALES: Mapping[str, int] = {"batch_norm": 1, "layer_norm": 2, "group_norm": 2, "rms_norm": 2}
 
 # Families whose PyTorch form keeps more than the gradient needs: the executor replaces them.
-WEIGHTED = frozenset({CONV, CONV_TRANSPOSE, LINEAR, EMBEDDING})  # the weights of these are layers
+WEIGHTED = frozenset({CONV, CONV_TRANSPOSE, LINEAR, ADDMM, EMBEDDING})  # the weights of these are layers
+# Places of input, weight and bias among the arguments, where they are not the first three.
+PLACES: Mapping[str, tuple[int, int, int | None]] = {EMBEDDING: (1, 0, None), ADDMM: (1, 2, 0)}
 LEAN = WEIGHTED | {
     BATCH_NORM, RELU, CLAMP, LEAKY_RELU, HARD_SIGMOID, MAX_POOL, AVG_POOL, ADAPTIVE_AVG_POOL, DROPOUT
 }  # fmt: skip
@@ -44,6 +47,7 @@ _MEMBERS: Mapping[str, str] = {
     CONV: "conv1d conv2d conv3d",
     CONV_TRANSPOSE: "conv_transpose1d conv_transpose2d conv_transpose3d",
     LINEAR: "linear",
+    ADDMM: "addmm",
     EMBEDDING: "embedding",
     BATCH_NORM: "batch_norm",
     RELU: "relu",

@@ -31,7 +31,7 @@ _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 _TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
 _PRODUCTS = frozenset({"matmul", "linalg_matmul", "mm", "bmm", "addmm", "baddbmm"})
 _ATTENTION = "scaled_dot_product_attention"
-_BY_CHANNELS = frozenset({f.CONV, f.CONV_TRANSPOSE, f.LINEAR})
+_BY_CHANNELS = frozenset({f.CONV, f.CONV_TRANSPOSE, f.LINEAR, f.ADDMM})
 
 Shape = tuple[int, ...]
 
@@ -173,6 +173,9 @@ def _op_flops(shapes: _Shapes, op: Op, step: Step | None) -> OpFlops:
     name = _operator(op)
     if name == _ATTENTION:
         forward, gradients = _attention(shapes, op)
+    elif op.family == f.ADDMM:
+        forward = _linear(shapes, op, width=0)
+        gradients = _two_factors(op, op.operands[:1], forward)
     elif name in _PRODUCTS:
         forward = _product(shapes, op)
         gradients = _two_factors(op, op.operands[-2:], forward)
@@ -208,10 +211,10 @@ def _convolution(shapes: _Shapes, op: Op, transposed: bool) -> int:
     return 2 * positions * prod(weight)
 
 
-def _linear(shapes: _Shapes, op: Op) -> int:
-    """2 * positions * in * out."""
-    width = shapes.weight(op) or shapes.of(op.operands[0])
-    return 0 if width is None else 2 * op.output.numel * width[-1]
+def _linear(shapes: _Shapes, op: Op, *, width: int = -1) -> int:
+    """2 * positions * in * out; `width` is the axis of the weight that runs over inputs."""
+    shape = shapes.weight(op) or shapes.of(op.operands[0])
+    return 0 if shape is None else 2 * op.output.numel * shape[width]
 
 
 def _product(shapes: _Shapes, op: Op) -> int:

@@ -131,6 +131,7 @@ _RULES: Mapping[str, Callable[[ModelGraph, Op, str], tuple[Keep, ...]]] = {
     f.CONV: _nothing,
     f.CONV_TRANSPOSE: _nothing,
     f.LINEAR: _nothing,
+    f.ADDMM: _nothing,
     f.EMBEDDING: _nothing,
     f.BATCH_NORM: _nothing,
     f.BATCH_NORM_TRAIN: _batch_norm_train,

@@ -37,7 +37,7 @@ def _lean_forward(graph: ModelGraph, op: Op) -> int:
         return noise + (0 if spec.dtype in ("float32", "float64") else 12 * spec.numel)
     if op.family == f.MAX_POOL:
         return (2 * 8 + 1) * op.output.numel
-    return spec.nbytes if op.family == f.LINEAR else 0
+    return spec.nbytes if op.family in (f.LINEAR, f.ADDMM) else 0
 
 
 def _norm_forward(graph: ModelGraph, op: Op) -> int:
@@ -59,7 +59,7 @@ def _lean_backward(graph: ModelGraph, op: Op, layer: Layer | None, *, updated: b
         return max(2 * 8 * out.numel, spec.nbytes + 2 * 8 * out.numel + out.nbytes)
     if op.family in (f.AVG_POOL, f.ADAPTIVE_AVG_POOL):
         return 2 * spec.nbytes + 2 * out.nbytes
-    if op.family == f.LINEAR:
+    if op.family in (f.LINEAR, f.ADDMM):
         return spec.nbytes + 2 * out.nbytes
     if op.family == f.EMBEDDING:
         return 2 * out.nbytes

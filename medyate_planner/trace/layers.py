@@ -10,7 +10,7 @@ import networkx as nx
 from torch import nn
 
 from medyate_planner.errors import InputError
-from medyate_planner.families import CONV, CONV_TRANSPOSE, EMBEDDING, LINEAR
+from medyate_planner.families import ADDMM, CONV, CONV_TRANSPOSE, EMBEDDING, LINEAR
 from medyate_planner.graph import Layer, LayerKind, ModelGraph, Op
 from medyate_planner.trace.fake import dtype_name
 
@@ -83,7 +83,7 @@ def _kind(op: Op, weight_shape: tuple[int, ...], groups: int) -> LayerKind:
         return "linear"
     if op.family == EMBEDDING:
         return "embedding"
-    if op.family == CONV_TRANSPOSE:
+    if op.family in (CONV_TRANSPOSE, ADDMM):
         return "transposed"
     if groups == 1:
         return "conv"

@@ -178,14 +178,19 @@ class GraphReader:
         its own; and whether the call is of a form that can be updated by channels."""
         if _weight_node(node, family) not in self.parameter_nodes:
             return False
+        if family == f.ADDMM and (node.kwargs or len(self.env[_weight_node(node, family)].shape) != 2):
+            return False
         if family == f.EMBEDDING:  # gradients scaled by frequency, and sparse ones, are PyTorch's own
             return not any(node.args[3:5])
-        bias = node.args[2] if len(node.args) > 2 else None
+        bias = _bias_of(node, family)
         if family == f.CONV_TRANSPOSE:
             groups = node.args[6] if len(node.args) > 6 else 1
             if groups not in (1, self.env[node.args[1]].shape[0]):  # type: ignore[index]
                 return False
-        return bias is None or (isinstance(bias, fx.Node) and bias.op == "get_attr")
+        plain = isinstance(bias, fx.Node) and bias.op == "get_attr"
+        if family == f.ADDMM:
+            return plain and len(self.env[bias].shape) == 1
+        return bias is None or plain
 
     def _norm_parameters(self, node: fx.Node, family: str, sources: tuple[str, ...]) -> tuple[str | None, str | None]:
         """Names of the scale, `(C,)`, and of the bias, if it is a parameter, of a norm; twice None for other calls and
@@ -244,7 +249,7 @@ class GraphReader:
                 for keeps in measured
             )
         has_weight = family in f.WEIGHTED
-        bias_node = node.args[2] if has_weight and len(node.args) > 2 else None
+        bias_node = _bias_of(node, family) if has_weight else None
         stack = node.meta.get("nn_module_stack") or {}
         path = list(stack.values())[-1][0] if stack else ""
         scale, shift = self._norm_parameters(node, family, sources)
@@ -267,7 +272,7 @@ class GraphReader:
         )
 
     def _operands(self, node: fx.Node, family: str) -> tuple[str, ...]:
-        inputs = [node.args[1 if family == f.EMBEDDING else 0]]
+        inputs = [node.args[f.PLACES[family][0] if family in f.PLACES else 0]]
         nodes = inputs if family in f.WEIGHTED else node.all_input_nodes
         return tuple(n.name for n in nodes if isinstance(n, fx.Node) and isinstance(self.env[n], (Tensor, tuple, list)))
 
@@ -292,10 +297,14 @@ def _bytes_beside_parameters(module: nn.Module) -> int:
 
 
 def _weight_node(node: fx.Node, family: str) -> fx.Node:
-    place = 0 if family == f.EMBEDDING else 1
-    found = node.args[place]
+    found = node.args[f.PLACES.get(family, (0, 1, 2))[1]]
     assert isinstance(found, fx.Node)
     return found
+
+
+def _bias_of(node: fx.Node, family: str) -> Any:
+    place = f.PLACES.get(family, (0, 1, 2))[2]
+    return node.args[place] if place is not None and len(node.args) > place else None
 
 
 def _window_elements(kernel: Any) -> int:

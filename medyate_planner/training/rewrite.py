@@ -16,7 +16,7 @@ from medyate_planner.graph import ModelGraph, Op
 from medyate_planner.trace.fake import operator_name
 from medyate_planner.training import norms, passing
 from medyate_planner.training.slots import Slot
-from medyate_planner.training.weighted import ConvSite, EmbeddingSite, LinearSite, TransposedSite
+from medyate_planner.training.weighted import AddmmSite, ConvSite, EmbeddingSite, LinearSite, TransposedSite
 
 _PASSING: Mapping[str, type[passing.PassingSite]] = {
     f.RELU: passing.ReluSite,
@@ -97,6 +97,9 @@ def _replace(lean: fx.GraphModule, node: fx.Node, op: Op, slot: Slot | None) -> 
         site.slot = slot
     elif op.family == f.LINEAR:
         site, inputs = LinearSite(), (*node.args[:2], node.args[2] if len(node.args) > 2 else None)
+        site.slot = slot
+    elif op.family == f.ADDMM:
+        site, inputs = AddmmSite(), tuple(node.args[:3])
         site.slot = slot
     elif slot is not None and op.scale is not None:
         site, inputs = _norm_site(node, op)

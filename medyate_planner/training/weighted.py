@@ -62,6 +62,20 @@ class LinearSite(nn.Module):
         return result
 
 
+class AddmmSite(nn.Module):
+    """One call of a linear layer whose weight is `(in, out)`, on `(positions, in)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slot: Slot | None = None
+
+    def forward(self, bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """The original product, `(positions, in)` to `(positions, out)`."""
+        trained = () if self.slot is None else self.slot.trained
+        result: Tensor = _Addmm.apply(x, weight, bias, self, *trained)  # type: ignore[no-untyped-call]
+        return result
+
+
 class TransposedSite(ConvSite):
     """One call of a transposed convolution, of one group or of as many as input channels."""
 
@@ -173,6 +187,33 @@ class _Linear(torch.autograd.Function):
         of_weight, of_bias, *of_trained = slot.receive(
             rows.t() @ ctx.saved_tensors[0] if slot.trains_weight else None,
             rows.sum(dim=0) if slot.bias is not None else None,
+        )
+        return below, of_weight, of_bias, None, *of_trained
+
+
+class _Addmm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, site: AddmmSite, *_trained: Tensor) -> Tensor:
+        ctx.site, ctx.weight = site, weight
+        slot = site.slot
+        if slot is not None:
+            ctx.version = slot.version()
+            if slot.trains_weight:
+                ctx.save_for_backward(slot.keep(_compact_features(x, slot)))
+        result: Tensor = _aten.addmm.default(bias, x, weight)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, slot = ctx.weight, ctx.site.slot
+        below = gradient @ weight.t() if ctx.needs_input_grad[0] else None
+        if slot is None:
+            return below, None, None, None
+        slot.check(ctx.version)
+        of_weight, of_bias, *of_trained = slot.receive(
+            ctx.saved_tensors[0].t() @ gradient if slot.trains_weight else None,
+            gradient.sum(dim=0) if slot.bias is not None else None,
         )
         return below, of_weight, of_bias, None, *of_trained
 
