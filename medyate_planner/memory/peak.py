@@ -25,7 +25,7 @@ from medyate_planner.memory.workspace import backward_workspace, forward_workspa
 _SMALL_BYTES = 256  # norms, clipping factors, the anchor: scalars
 _STEP_INDEX_BYTES = 8  # per channel: its index in the type that writing the weights back wants
 _STEP_ROW_BYTES = 8 * 4  # per weight row of a grouped layer: the same
-_STEP_NORM_BYTES = 16  # per parameter: its gradient's norm while gradients are clipped
+STEP_NORM_BYTES = 16  # per parameter: its gradient's norm while gradients are clipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +114,6 @@ class PeakModel:
         layer, copies = self.graph.layer_by_name[name], self.memory.mode.workspace_copies
         rows = layer.out_channels // layer.groups if layer.groups > 1 else 0
         return copies * self.memory.costs[name].gradient_bytes + _STEP_INDEX_BYTES + _STEP_ROW_BYTES * rows
-
-    def step_norm_bytes(self, layers: int) -> int:
-        """Norms of the gradients of weights and biases, while they are clipped."""
-        return 2 * _STEP_NORM_BYTES * layers
 
     def step_bias_bytes(self, name: str) -> int:
         """The same of a bias."""
@@ -336,8 +332,11 @@ class _Evaluation:
             ),
             default=0,
         )
-        norms = self.model.step_norm_bytes(len(self.updates.layers))
-        return sum(self.weights.values()) + largest + norms + self.model.loss.forward_bytes
+        in_full = [self.graph.layer_by_name[name] for name in self.updates.full]
+        parameters = sum(1 for n in self.updates.quotas.values() if n) + len(self.updates.biases)
+        parameters += sum(2 if layer.bias else 1 for layer in in_full)
+        stepping = largest + STEP_NORM_BYTES * parameters + self.model.loss.forward_bytes
+        return sum(self.weights.values()) + max(stepping, self.model.loss.backward_bytes)
 
     def _sum(self, terms: tuple[Term, ...]) -> int:
         return sum(term.nbytes for term in terms if not term.if_active.isdisjoint(self.active))

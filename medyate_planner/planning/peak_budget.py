@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from medyate_planner.memory.peak import ForwardMoment, PeakModel, Term
+from medyate_planner.memory.peak import STEP_NORM_BYTES, ForwardMoment, PeakModel, Term
 from medyate_planner.planning.holding import KILO, Held, Holding
 from medyate_planner.planning.program import Expression, is_zero
 from medyate_planner.planning.request import PlanRequest
@@ -153,16 +153,21 @@ class _Moments:
         if self.peak.memory.mode.is_fused:
             return
         choices, loss = self.holding.choices, self.peak.loss.forward_bytes
-        layers = self.holding.layers()
-        norms = self.peak.step_norm_bytes(len(layers))
-        for name in layers:
+        norms = STEP_NORM_BYTES / KILO * self._parameters()
+        for name in self.holding.layers():
             channels: Expression = choices.quota.get(name, 0.0)
             bias: Expression = choices.bias.get(name, 0.0)
             if name in choices.full:
                 channels, bias = float(self.peak.graph.layer_by_name[name].channels), 1.0
             own = self.peak.step_bytes_per_channel(name) / KILO * channels
             own += self.peak.step_bias_bytes(name) / KILO * bias
-            yield f"step_{name}", own + (norms + loss) / KILO
+            yield f"step_{name}", own + norms + loss / KILO
+
+    def _parameters(self) -> Expression:
+        """How many parameters the optimizer steps."""
+        choices, layers = self.holding.choices, self.peak.graph.layer_by_name
+        fixed = sum(2 if layers[name].bias else 1 for name in choices.full)
+        return self.holding.program.sum([fixed, *choices.updated.values(), *choices.bias.values()])
 
     def _live(self, terms: tuple[Term, ...]) -> Expression:
         program, reached = self.holding.program, self.holding.reached

@@ -22,6 +22,7 @@ from medyate_planner.training.boosting import Boosting
 from medyate_planner.training.compact import CompactSlot
 from medyate_planner.training.following import Following
 from medyate_planner.training.fused import FusedSlot
+from medyate_planner.training.originals import Originals
 from medyate_planner.training.rewrite import batch_counters, rewrite
 from medyate_planner.training.slots import Slot, UpdateRule
 
@@ -72,6 +73,7 @@ class Session:
         self._memory = MemoryModel(graph, mode=mode)
         self._counters = batch_counters(model, traced.module, graph)
         self._following: Following | None = None
+        self._originals: Originals | None = None
         device = next(iter(model.parameters())).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self._build(updates)
@@ -132,6 +134,11 @@ class Session:
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Forward of the lean graph; errors as for a call."""
+        if torch.is_autocast_enabled(self.anchor.device.type):
+            raise InputError(
+                "planned training under autocast is not supported: what it keeps was planned for the model's own type; "
+                "plan for a model in bfloat16 instead (--dtype bfloat16, or model.to(torch.bfloat16))"
+            )
         self._check_inputs(args, kwargs)
         pending = self._token() if self._token is not None else None
         if self.mode.is_fused and pending is not None and not pending.backward_began:
@@ -316,6 +323,24 @@ class Session:
         for module, training in self._modes:
             module.training = training
         return self.model
+
+    def keep_originals(self) -> Session:
+        """Write the weights to a temporary file now, so that `undo` can put them back."""
+        self._originals = Originals(self.model)
+        return self
+
+    def undo(self) -> nn.Module:
+        """End planned training and put every weight and buffer back, bit for bit, as at `keep_originals`.
+
+        Raises:
+            InputError: it was not called.
+        """
+        if self._originals is None:
+            raise InputError("undo: the original weights were not kept; call keep_originals() before training")
+        model = self.finish()
+        self._originals.restore(model)
+        self._originals = None
+        return model
 
     def __enter__(self) -> Session:
         return self
