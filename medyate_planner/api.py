@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
@@ -33,7 +33,7 @@ from medyate_planner.training.dryrun import dry_run
 from medyate_planner.training.guard import Guard
 from medyate_planner.training.loop import Batches, Epoch, Recipe, Watch, fit, invoke, to_model
 from medyate_planner.training.measure import measure_step
-from medyate_planner.training.probing import probe_in_rounds, require_within
+from medyate_planner.training.probing import probe_in_rounds
 from medyate_planner.training.progress import Checkpoint
 from medyate_planner.training.run import load_weights
 from medyate_planner.training.session import Session
@@ -76,7 +76,7 @@ def rank(
 
     Raises:
         InfeasibleBudgetError: the head, or not even one channel, fits `within_budget`.
-        CertificationError: more than `within_budget` was measured.
+        BudgetExceededError, CertificationError: more than `within_budget` was measured, of the head or in a round.
         InputError, DivergenceError.
     """
     subject = as_subject(model, example_inputs, {"loss": loss, **options})
@@ -84,11 +84,13 @@ def rank(
     head_names = _head_parameters(subject.graph)
     packing = None
     if within_budget is not None:
+        subject = subject.under(FUSED, "frozen")
         head = frozenset(subject.graph.head if warm_head_epochs else ())
         packing = pack_rounds(subject.memory, parse_bytes(within_budget, what="--within-budget"), head=head)
     own = dict(subject.model.named_parameters(remove_duplicate=False))
     before = {name: own[name].detach().clone() for name in head_names}
     count = min(steps_per_epoch, max_batches or (steps_per_epoch if packing is None else ROUND_BATCHES))
+    guard = None if packing is None else Guard(budget_bytes=packing.budget_bytes, scope="training")
     warming_bytes = 0
     try:
         if head_names and warm_head_epochs:
@@ -98,10 +100,9 @@ def rank(
                 batches,
                 chosen,
                 steps_per_epoch,
+                guard=guard,
                 on_step=lambda e, s: on_step("head", e * steps_per_epoch + s, total),
             )
-        if packing is not None:
-            require_within(packing.budget_bytes, warming_bytes, "training the head")
         measured = _measure(subject, packing, lambda: islice(batches(0), count), count, on_step)
         warmed = {name: own[name].detach().clone() for name in head_names}
     finally:
@@ -146,19 +147,23 @@ def warm_head(
     recipe: Recipe,
     steps_per_epoch: int,
     *,
+    guard: Guard | None = None,
     on_step: Callable[[int, int], None] = lambda _epoch, _step: None,
 ) -> int:
     """Train the head alone, in place, with the executor itself (a head-only plan).
 
     Returns:
         The most training bytes that were measured in an epoch.
+
+    Raises:
+        BudgetExceededError: the guard stopped it.
     """
     subject = subject.under(FUSED, "frozen")
     updates = Updates(quotas={}, full=frozenset(subject.graph.head))
     source = Batches(train=batches, test=lambda: (), steps_per_epoch=steps_per_epoch)
     with Session(subject.model, subject.traced, subject.graph, updates, lambda _interval: {}) as session:
         watch = Watch(on_step=lambda e, s, _loss: on_step(e, s + 1))
-        epochs = fit(session, source, subject.loss, recipe, watch=watch)
+        epochs = fit(session, source, subject.loss, recipe, guard=guard, watch=watch)
         return max(epoch.metrics.measured_training_bytes for epoch in epochs)
 
 
@@ -269,6 +274,7 @@ def open_session(subject: Subject, plan: Plan, importance: Importance | None = N
 def _session(model: nn.Module, traced: Trace, graph: ModelGraph, plan: Plan, importance: Importance | None) -> Session:
     draw = Boosting(plan, importance) if plan.sampling.boosted else planned_draws(plan, importance)
     session = Session(model, traced, graph, plan.updates(), draw, mode=plan.mode)
+    session.plan = plan
     try:
         session.resample(0)
     except BaseException:
@@ -339,6 +345,7 @@ def train(
     resume: Checkpoint | None = None,
     checkpoint_every: int | None = None,
     enforce: bool = False,
+    batches_for: Callable[[Session], Batches] | None = None,
     on_step: Callable[[int, int, float], None] = lambda _epoch, _step, _loss: None,
     on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
     on_checkpoint: Callable[[Checkpoint], None] = lambda _checkpoint: None,
@@ -353,8 +360,9 @@ def train(
         loss: The plan's own, if none is given.
         importance: What draws go by.
         resume: Go on from this checkpoint, with the weights as they were then.
-        checkpoint_every: Call `on_checkpoint` after every so many steps, beside the ends of epochs (`Epoch.checkpoint`).
+        checkpoint_every: Call `on_checkpoint` after every so many steps, not only at ends of epochs.
         enforce: Measure every step, and stop when one is seen to exceed the budget.
+        batches_for: Gives batches for the session, in place of `batches` (`training.prefixed.PrefixedTraining`).
         on_step: Progress: epoch, step, loss.
         on_epoch: Called after each epoch.
         on_checkpoint: Called with a checkpoint within an epoch, and with `enforce` before the first step.
@@ -374,7 +382,7 @@ def train(
     with open_session(subject, plan, importance) as session:
         for epoch in fit(
             session,
-            batches,
+            batches if batches_for is None else batches_for(session),
             subject.loss,
             recipe,
             interval_steps=plan.sampling.interval_steps,

@@ -72,6 +72,30 @@ class SolverError(MedyateError):
     exit_code = 1
 
 
+class BudgetExceededError(MedyateError):
+    """A training step held more than its budget, as measured. `undone`: before it had updated anything."""
+
+    exit_code = 1
+
+    def __init__(
+        self, *, budget_bytes: int, measured_bytes: int, scope: str, epoch: int, step: int, undone: bool
+    ) -> None:
+        when = "before it updated anything" if undone else "after it"
+        super().__init__(
+            f"epoch {epoch}, step {step} held {measured_bytes:,} B (scope {scope}), above the budget of "
+            f"{budget_bytes:,} B: training stopped {when}; does the loss keep more than the one that was planned with? "
+            "plan again with it, or with a larger --budget",
+            budget_bytes=budget_bytes,
+            measured_bytes=measured_bytes,
+            scope=scope,
+            epoch=epoch,
+            step=step,
+        )
+        self.budget_bytes = budget_bytes
+        self.measured_bytes = measured_bytes
+        self.undone = undone
+
+
 class InterruptedByUser(MedyateError):
     """Ctrl-C."""
 
@@ -100,13 +124,20 @@ class InfeasibleBudgetError(MedyateError):
     exit_code = 3
 
     def __init__(
-        self, *, budget_bytes: int, minimum_bytes: int, scope: str, spent_on: str, demands: tuple[str, ...] = ()
+        self,
+        *,
+        budget_bytes: int,
+        minimum_bytes: int,
+        scope: str,
+        spent_on: str,
+        demands: tuple[str, ...] = (),
+        option: str = "--budget",
     ) -> None:
         others = " and ".join(d for d in demands if not d.startswith("--budget"))
         instead = f", or drop {others}" if others else ""
         super().__init__(
             f"budget {budget_bytes:,} B (scope {scope}) can not be met: the smallest possible one is "
-            f"{minimum_bytes:,} B ({spent_on}); pass --budget {minimum_bytes}B or more{instead}",
+            f"{minimum_bytes:,} B ({spent_on}); pass {option} {minimum_bytes}B or more{instead}",
             budget_bytes=budget_bytes,
             minimum_bytes=minimum_bytes,
             scope=scope,

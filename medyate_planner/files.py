@@ -6,13 +6,15 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from medyate_planner.errors import InputError
 
 
 def write_atomic(path: Path, write: Callable[[Path], None], *, force: bool = True) -> Path:
-    """Let `write` fill a temporary file beside `path`, then rename it; on any failure `path` is as before.
+    """Let `write` fill a temporary file beside `path`, then rename it; on any failure, or a loss of power, `path` is
+    as before.
 
     Raises:
         InputError: the file exists and `force` is not set, or its folder can not be written.
@@ -29,12 +31,26 @@ def write_atomic(path: Path, write: Callable[[Path], None], *, force: bool = Tru
     try:
         write(temporary)
         temporary.chmod(0o644)
+        flush(temporary)
         os.replace(temporary, path)
+        with suppress(OSError):  # not every file system can: the file is there all the same
+            flush(path.parent)
     except OSError as error:
         raise InputError(f"{path}: can not be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk and survive a loss of power."""
+    if os.name == "nt":  # only a handle for writing can be flushed there, and none of a folder
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str, *, force: bool = True) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cyclopts import App
 
-COMMANDS = ("report", "rank", "plan", "show", "verify", "train", "demo", "schema")
+COMMANDS = ("report", "rank", "plan", "show", "verify", "train", "export", "demo", "schema")
 
 
 def entry() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from medyate_planner.cli.output import console
 
@@ -12,9 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+class Advance(Protocol):
+    """Steps done, a short text, and how many steps there are if that has become clear only now."""
+
+    def __call__(self, done: int, note: str, /, total: int | None = None) -> None: ...
+
+
 @contextmanager
-def progress_bar(total: int, what: str) -> Iterator[Callable[[int, str], None]]:
-    """A bar of `total` steps; the yielded function takes the steps done and a short text."""
+def progress_bar(total: int, what: str) -> Iterator[Advance]:
+    """A bar of `total` steps; the yielded function moves it on."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     out = console(stderr=True)
@@ -27,7 +33,7 @@ def progress_bar(total: int, what: str) -> Iterator[Callable[[int, str], None]]:
     )
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
         task = bar.add_task(what, total=total, note="")
-        yield lambda done, note: bar.update(task, completed=done, note=note)
+        yield lambda done, note, total=None: bar.update(task, completed=done, note=note, total=total)
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -21,6 +22,8 @@ from medyate_planner.cli.options import (
 from medyate_planner.cli.output import emit_json, say, show
 from medyate_planner.cli.progress import progress_bar
 
+ROUND_FACTS = ("budget_bytes", "rounds", "measured_training_bytes", "beyond_budget")
+
 
 def rank(
     model: str,
@@ -33,6 +36,7 @@ def rank(
     lr: float = 0.02,
     clip: float = 5.0,
     batches: int | None = None,
+    within_budget: str | None = None,
     options: ModelOptions = ModelOptions(),
     reading: DataOptions = DataOptions(),
     out: OutputOptions = OutputOptions(),
@@ -60,7 +64,9 @@ def rank(
     clip
         Per-layer clipping of that.
     batches
-        Measure on this many batches at most.
+        Measure on this many batches at most; by default on an epoch, within a budget on 8.
+    within_budget
+        Never keep more training memory than this, such as 512kB: channels are measured in rounds that each fit.
     """
     from medyate_planner.api import rank as measure
     from medyate_planner.errors import InputError
@@ -94,17 +100,34 @@ def rank(
             warm_head_epochs=head_epochs,
             recipe=recipe,
             max_batches=batches,
-            on_step=lambda phase, step, _of: update(step if phase == "head" else warmed + step, phase),
+            within_budget=within_budget,
+            on_step=lambda phase, step, of: (
+                update(step, phase) if phase == "head" else update(warmed + step, phase, total=warmed + of)
+            ),
         )
+    _tell_rounds(importance.facts)
     importance.save(output, force=out.force)
     say(f"wrote {output}")
     costs = {layer.name: subject.memory.costs[layer.name].update_bytes for layer in subject.graph.layers}
     ranking = rank_layers(importance, metric, {n: c for n, c in costs.items() if n not in subject.graph.head})
     if out.json:
         layers = [{"name": e.name, "score": e.score, "share": e.share} for e in ranking]
-        emit_json(
-            {"schema_version": 1, "kind": "ranking", "metric": metric, "source": importance.source, "layers": layers}
-        )
+        facts = {key: importance.facts[key] for key in ROUND_FACTS if key in importance.facts}
+        about = {"schema_version": 1, "kind": "ranking", "metric": metric, "source": importance.source}
+        emit_json({**about, **facts, "layers": layers})
     else:
         show(render_ranking(importance.source, metric, ranking))
     return 0
+
+
+def _tell_rounds(facts: Mapping[str, Any]) -> None:
+    """Of importance measured within a budget: what was used of it, and what it was too small for."""
+    if "rounds" not in facts:
+        return
+    beyond, budget = facts["beyond_budget"], f"{facts['budget_bytes']:,} B"
+    say(
+        f"importance: {facts['rounds']} rounds, at most {facts['measured_training_bytes']:,} B measured of {budget} of "
+        "training memory"
+    )
+    if beyond:
+        say(f"importance: 0 for {len(beyond)} layers of which not one channel fits {budget}: {', '.join(beyond)}")

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from medyate_planner.subject import Subject
 
 
-def model_of(plan: Plan, *, weights: Path | None = None, need_weights: bool = False) -> LoadedModel:
-    """Build the model a plan names.
+def model_of(
+    plan: Plan, *, weights: Path | None = None, need_weights: bool = False, allocate: bool = True
+) -> LoadedModel:
+    """Build the model a plan names; without `allocate` no weights are read, and it is on the meta device if it can be.
 
     Raises:
         InputError: the plan was made for a model in Python, which has no spec.
@@ -30,15 +32,17 @@ def model_of(plan: Plan, *, weights: Path | None = None, need_weights: bool = Fa
         )
     loaded = load_model(
         facts.spec,
-        weights=weights or facts.weights,
+        weights=weights or facts.weights if allocate else None,
         num_classes=facts.num_classes,
         input_shape=facts.input_shape,
         dtype=plan.dtype,
         seed=plan.sampling.seed,
         head=None if facts.head_pattern == "none" else facts.head_pattern,
         require_weights=need_weights,
+        allocate=allocate,
     )
-    loaded.model.to(plan.device)
+    if allocate:
+        loaded.model.to(plan.device)
     return loaded
 
 

@@ -27,7 +27,7 @@ def show(
     json: Annotated[bool, Parameter(negative="")] = False,
     debug: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Show one of our files: report.json, plan.json, frontier.json, importance.safetensors, or a run folder.
+    """Show one of our files: report.json, plan.json, frontier.json, importance or delta.safetensors, or a run folder.
 
     Example: medyate show plan.json
 
@@ -53,7 +53,7 @@ def show(
     if file.is_dir():
         return _show_run(file, as_json=json)
     if file.suffix == ".safetensors" and file.exists():
-        return _show_importance(file, as_json=json)
+        return _show_tensors(file, as_json=json)
     found = _read(file)
     emit_json(found.to_dict()) if json else print_parts(_render(found))
     return 0
@@ -119,6 +119,18 @@ def _read_json(file: Path) -> Any:
         raise InputError(f"{file}: nested too deeply to be one of our files") from error
     except json_format.JSONDecodeError as error:
         raise InputError(f"{file}: not complete JSON (line {error.lineno}: {error.msg}); make it again") from error
+
+
+def _show_tensors(file: Path, *, as_json: bool) -> int:
+    """A delta, if it is one, else an importance file."""
+    from medyate_planner.reporting.delta_text import render_delta, view_delta
+    from medyate_planner.training.delta import Delta, is_delta
+
+    if not is_delta(file):
+        return _show_importance(file, as_json=as_json)
+    view = view_delta(Delta.load(file))
+    emit_json(view) if as_json else print_parts(render_delta(view))
+    return 0
 
 
 def _show_importance(file: Path, *, as_json: bool) -> int:

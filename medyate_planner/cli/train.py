@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,13 +12,15 @@ from cyclopts import Parameter
 
 from medyate_planner.cli.options import DataOptions, OutputOptions, batches_of, check_classes, read_data
 from medyate_planner.cli.output import emit_json, say, show
+from medyate_planner.cli.prefix import PrefixOptions
 from medyate_planner.cli.progress import progress_bar
+from medyate_planner.cli.train_options import DrawOptions, RecipeOptions
 
 if TYPE_CHECKING:
-    from medyate_planner.importance.energy import Importance
     from medyate_planner.planning.plan import Plan
     from medyate_planner.subject import Subject
     from medyate_planner.training.loop import Batches, Epoch, Recipe
+    from medyate_planner.training.progress import Checkpoint
     from medyate_planner.training.run import RunFolder
 
 
@@ -28,20 +32,19 @@ def train(
     epochs: int,
     out_dir: Annotated[Path, Parameter(name=["--out", "--out-dir"])] = Path("run"),
     resume: bool = False,
+    checkpoint_every: int | None = None,
+    enforce: Annotated[bool, Parameter(negative="")] = False,
     importance: Path | None = None,
     weights: Path | None = None,
-    lr: float = 0.02,
-    warmup_epochs: float = 0.5,
-    clip: float = 5.0,
-    weight_decay: float = 0.0,
-    head_epochs: int = 2,
-    seed: int = 0,
+    recipe: RecipeOptions = RecipeOptions(),
+    draws: DrawOptions = DrawOptions(),
+    prefix: PrefixOptions = PrefixOptions(),
     reading: DataOptions = DataOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> int:
     """Really train inside the budget, redrawing channels every epoch, measured every epoch.
 
-    Ctrl-C ends cleanly; --resume goes on from the last whole epoch, bit for bit.
+    Ctrl-C ends cleanly; --resume goes on from the last checkpoint, bit for bit, as after a kill at any moment.
 
     Example: medyate train plan.json --data tar:sign_digits.tar --epochs 4 --out run/
 
@@ -57,57 +60,64 @@ def train(
         Folder for metrics, selections, checkpoint and final weights.
     resume
         Go on with the run in that folder.
+    checkpoint_every
+        Write a checkpoint after so many steps too, not only at the end of each epoch.
+    enforce
+        Measure every step, and stop after the first that exceeds the budget, if not in its middle.
     importance
         The importance file, where it is not beside the plan.
     weights
         Weights file, where it moved since the plan was made.
-    lr
-        Learning rate after warm-up.
-    warmup_epochs
-        Epochs of linear warm-up before the cosine.
-    clip
-        Largest gradient norm of a layer; larger ones are scaled down.
-    weight_decay
-        Weight decay of what is updated.
-    head_epochs
-        Epochs of training the head alone where the plan has no importance file.
-    seed
-        Seed of data order and augmentation.
     """
     from medyate_planner.cli.rebuild import importance_path, model_of, read_importance
-    from medyate_planner.errors import InputError
     from medyate_planner.importance.energy import Importance
     from medyate_planner.planning.plan import Plan
     from medyate_planner.reporting.text import render_run
     from medyate_planner.subject import subject_for
-    from medyate_planner.training.loop import Recipe
+    from medyate_planner.training.loop import Watch
     from medyate_planner.training.run import RunFolder
 
-    loaded_plan = Plan.load(plan)
-    recipe = Recipe(epochs=epochs, lr=lr, warmup_epochs=warmup_epochs, clip=clip, weight_decay=weight_decay, seed=seed)
-    if head_epochs < 0:
-        raise InputError(f"--head-epochs: expected 0 or more, got {head_epochs}")
+    Watch(checkpoint_every=checkpoint_every)  # fail before anything is read
+    file = Plan.load(plan)
+    importance_file = importance_path(file, plan, importance)
+    loaded_plan = draws.applied(file, importance_file)
+    chosen = recipe.recipe(epochs, loaded_plan)
     run = RunFolder(out_dir)
-    importance_file = importance_path(loaded_plan, plan, importance)
+    cache = prefix.cache(loaded_plan, reading, data=data, seed=recipe.seed, run=run.path)
     if importance_file is not None and importance_file.suffix != ".json":
-        Importance.load(importance_file)  # fail before the data is read
+        Importance.load(importance_file)
     loaded = model_of(loaded_plan, weights=weights)
     say(f"model: {loaded.spec}, weights: {loaded.weights_source}")
-    bundle = read_data(data, loaded, reading, seed)
+    bundle = read_data(data, loaded, reading, recipe.seed)
     check_classes(loaded, bundle, "plan again with --num-classes {}")
-    source = batches_of(bundle, loaded_plan.batch_size, seed=seed, workers=reading.workers)
+    source = batches_of(bundle, loaded_plan.batch_size, seed=recipe.seed, workers=reading.workers)
     subject = subject_for(loaded.model, loaded_plan)
     measured = read_importance(importance_file, subject)
-    facts = {"data": data, "reading": asdict(reading), "head_epochs": head_epochs}
-    start = 0
+    facts = {
+        "data": data,
+        "reading": asdict(reading),
+        "head_epochs": recipe.head_epochs,
+        "warmed": sorted(measured.head) if measured is not None else [],
+        "sampling": loaded_plan.sampling.model_dump(mode="json", include={"method", "interval", "alpha", "boost"}),
+    }
+    checkpoint = None
     if resume:
-        start = _resume(run, subject, loaded_plan, recipe, facts)
+        checkpoint = _resume(run, subject, loaded_plan, chosen, facts)
     else:
-        run.start(loaded_plan, recipe, facts, force=out.force)
+        run.start(loaded_plan, chosen, facts, force=out.force)
     head_in_full = any(layer.head for layer in loaded_plan.layers)
-    if not start and (measured is None or not measured.head) and head_in_full and head_epochs:
-        _warm_head(subject, source, recipe, head_epochs)
-    _fit(subject, loaded_plan, source, recipe, run, measured, start)
+    if checkpoint is None and (measured is None or not measured.head) and head_in_full and recipe.head_epochs:
+        _warm_head(subject, source, chosen, recipe.head_epochs)
+    options = {
+        "resume": checkpoint,
+        "checkpoint_every": checkpoint_every,
+        "enforce": enforce,
+        "importance": measured,
+        "batches_for": cache and partial(cache.batches, bundle=bundle, source=source),
+    }
+    _fit(subject, loaded_plan, source, chosen, run, options)
+    if cache is not None:
+        cache.finish()
     if out.json:
         emit_json({"kind": "run", "folder": str(out_dir), "metrics": run.metrics()})
     else:
@@ -116,18 +126,12 @@ def train(
 
 
 def _fit(
-    subject: Subject,
-    plan: Plan,
-    source: Batches,
-    recipe: Recipe,
-    run: RunFolder,
-    importance: Importance | None,
-    start: int,
+    subject: Subject, plan: Plan, source: Batches, recipe: Recipe, run: RunFolder, options: Mapping[str, Any]
 ) -> None:
     from medyate_planner.api import train as execute
     from medyate_planner.errors import InterruptedByUser
 
-    steps = source.steps_per_epoch
+    steps = recipe.steps_in(source.steps_per_epoch)
 
     def on_epoch(epoch: Epoch) -> None:
         run.record(epoch, subject.model)
@@ -140,11 +144,10 @@ def _fit(
                 plan,
                 source,
                 recipe,
-                importance=importance,
-                start_epoch=start,
-                sampler=run.sampler() if start else None,
                 on_step=lambda epoch, step, loss: update(epoch * steps + step + 1, f"loss {loss:.3f}"),
                 on_epoch=on_epoch,
+                on_checkpoint=lambda checkpoint: run.save(checkpoint, subject.model),
+                **options,
             )
         except KeyboardInterrupt:
             raise InterruptedByUser(f"interrupted: go on with --resume --out {run.path}") from None
@@ -152,25 +155,28 @@ def _fit(
     say(f"wrote {run.model_file}")
 
 
-def _resume(run: RunFolder, subject: Subject, plan: Plan, recipe: Recipe, facts: dict[str, Any]) -> int:
+def _resume(run: RunFolder, subject: Subject, plan: Plan, recipe: Recipe, facts: dict[str, Any]) -> Checkpoint | None:
     import json
 
     from medyate_planner.errors import InputError
-    from medyate_planner.planning.plan import Plan as PlanFile
 
     before = run.settings()
     asked = json.loads(json.dumps({"recipe": asdict(recipe), **facts}))
     changed = [key for key, value in asked.items() if before.get(key) != value]
-    if PlanFile.load(run.path / "plan.json") != plan:
+    if run.plan(plan) != plan:
         changed.append("plan")
     if changed:
         raise InputError(
             f"{run.path} was started with another {changed[0]}: {before.get(changed[0], 'see its plan.json')}; give "
             "the same to resume, or start over with --force"
         )
-    start = run.resume(subject.model)
-    say(f"resuming after epoch {start}" if start else "resuming from the start: no epoch was finished")
-    return start
+    found = run.resume(subject.model)
+    at = None if found is None else found.progress
+    if at is None or not at.steps_done:
+        say("resuming from the start: no step is in a checkpoint")
+    else:
+        say(f"resuming after epoch {at.epoch}" + (f" and {at.step} steps of the next" if at.step else ""))
+    return found
 
 
 def _warm_head(subject: Subject, source: Batches, recipe: Recipe, epochs: int) -> None:
@@ -184,7 +190,7 @@ def _warm_head(subject: Subject, source: Batches, recipe: Recipe, epochs: int) -
         warm_head(
             subject,
             source.train,
-            replace(recipe, epochs=epochs),
+            replace(recipe, epochs=epochs, accumulation=1),
             steps,
             on_step=lambda epoch, step: update(epoch * steps + step, ""),
         )

@@ -16,21 +16,23 @@ from medyate_planner.errors import InputError
 
 
 class EpochSampler(Sampler[int]):
-    """All places of a data set, in order or permuted by (seed, epoch); the same every time it is iterated."""
+    """All places of a data set but the first `skip`, in order or permuted by (seed, epoch); the same every time it is
+    iterated."""
 
-    def __init__(self, count: int, *, shuffle: bool, seed: int, epoch: int) -> None:
+    def __init__(self, count: int, *, shuffle: bool, seed: int, epoch: int, skip: int = 0) -> None:
         self.count = count
         self.shuffle = shuffle
         self.key = (seed, epoch)
+        self.skip = skip
 
     def __len__(self) -> int:
-        return self.count
+        return max(0, self.count - self.skip)
 
     def __iter__(self) -> Iterator[int]:
         if not self.shuffle:
-            return iter(range(self.count))
+            return iter(range(self.skip, self.count))
         order: list[int] = torch.randperm(self.count, generator=seeded_generator(*self.key)).tolist()
-        return iter(order)
+        return iter(order[self.skip :])
 
 
 def make_loader(
@@ -43,11 +45,12 @@ def make_loader(
     drop_last: bool,
     channels_last: bool = True,
     workers: int = 0,
+    skip: int = 0,
 ) -> DataLoader[Any]:
     """Make the loader of one epoch; call it anew for each. No global random state is used or changed.
 
     A data set with `set_epoch` is told the epoch. Four-dimensional inputs come in channels_last format. An
-    incomplete last batch is dropped only if there is a full one.
+    incomplete last batch is dropped only if there is a full one. The first `skip` batches are not loaded.
 
     Raises:
         InputError: a batch size below 1, or a data set without samples.
@@ -60,7 +63,7 @@ def make_loader(
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=EpochSampler(count, shuffle=shuffle, seed=seed, epoch=epoch),
+        sampler=EpochSampler(count, shuffle=shuffle, seed=seed, epoch=epoch, skip=skip * batch_size),
         drop_last=drop_last and count >= batch_size,
         collate_fn=partial(collate, channels_last=channels_last),
         num_workers=workers,

@@ -7,6 +7,7 @@ from medyate_planner.graph import Layer, ModelGraph, Op, TensorSpec
 
 _ROW_INDEX_BYTES = 8 * 4  # per weight row of a grouped layer: its int64 index and what that is computed from
 _NORM_BYTES = 4 * 8  # per channel: mean, variance, and what they were selected from
+_LARGEST_WINDOW = 256  # places in it, of a max-pool that keeps a byte for each output
 _MASKED = (f.RELU, f.CLAMP, f.LEAKY_RELU, f.HARD_SIGMOID, f.DROPOUT)
 
 
@@ -36,7 +37,7 @@ def _lean_forward(graph: ModelGraph, op: Op) -> int:
         noise = 3 * spec.nbytes if op.family == f.DROPOUT else 0
         return noise + (0 if spec.dtype in ("float32", "float64") else 12 * spec.numel)
     if op.family == f.MAX_POOL:
-        return (2 * 8 + 1) * op.output.numel
+        return (2 * 8 + 1) * op.output.numel + 2 * spec.shape[2] * spec.shape[3] + 16 * _LARGEST_WINDOW
     return spec.nbytes if op.family in (f.LINEAR, f.ADDMM) else 0
 
 
@@ -50,9 +51,10 @@ def _norm_forward(graph: ModelGraph, op: Op) -> int:
 def _lean_backward(graph: ModelGraph, op: Op, layer: Layer | None, *, updated: bool) -> int:
     spec, out = _input_spec(graph, op), op.output
     if op.family in _MASKED:
-        by_numpy = spec.dtype in ("float32", "float64")  # elsewhere the bits are unpacked by operators that are seen
-        scaled = op.family in (f.HARD_SIGMOID, f.DROPOUT)
-        return (3 if scaled else 2) * spec.nbytes + (0 if by_numpy else 12 * spec.numel)
+        if spec.dtype in ("float32", "float64"):
+            return spec.nbytes
+        scaled = op.family in (f.HARD_SIGMOID, f.DROPOUT)  # bits may be unpacked by operators that are seen
+        return (3 if scaled else 2) * spec.nbytes + 12 * spec.numel
     if op.family == f.BATCH_NORM:
         return out.nbytes + 4 * 8 * out.shape[1]
     if op.family == f.MAX_POOL:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from medyate_planner.errors import InfeasibleBudgetError
 from medyate_planner.graph import Layer
+from medyate_planner.memory.channels import INDEX_BYTES
 from medyate_planner.memory.model import MemoryModel, Updates
-from medyate_planner.memory.timeline import footprint
+from medyate_planner.memory.timeline import Footprint, footprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,24 +81,36 @@ def _fill(
     memory: MemoryModel, budget_bytes: int, units: Sequence[Layer], left: Mapping[str, range], biases: frozenset[str]
 ) -> Round:
     """One round: of each layer in turn its bias and as many channels as fit beside what was taken before."""
-    quotas: dict[str, int] = {}
-    taken: frozenset[str] = frozenset()
+    chosen = Updates(quotas={})
+    figures = footprint(memory, chosen)
     for unit in units:
-        name = unit.name
-        if name in biases and _bytes(memory, quotas, taken | {name}) <= budget_bytes:
-            taken |= {name}
+        if unit.name in biases:
+            with_bias = replace(chosen, biases=chosen.biases | {unit.name})
+            grown = footprint(memory, with_bias)
+            if grown.training_bytes <= budget_bytes:
+                chosen, figures = with_bias, grown
+        most = min(len(left.get(unit.name, ())), _room_for(memory, budget_bytes, figures, unit.name))
 
-        def with_channels(count: int, name: str = name, taken: frozenset[str] = taken) -> int:
-            return _bytes(memory, {**quotas, name: count}, taken)
+        def with_channels(count: int, name: str = unit.name, chosen: Updates = chosen) -> Updates:
+            return replace(chosen, quotas={**chosen.quotas, name: count})
 
-        most = bisect_right(range(len(left.get(name, ())) + 1), budget_bytes, key=with_channels) - 1
-        if most:
-            quotas[name] = most
+        counts = range(1, most + 1)
+        count = bisect_right(counts, budget_bytes, key=lambda n: footprint(memory, with_channels(n)).training_bytes)
+        if count:
+            chosen = with_channels(count)
+            figures = footprint(memory, chosen)
     return Round(
-        channels={name: left[name][:count] for name, count in quotas.items()},
-        biases=taken,
-        training_bytes=_bytes(memory, quotas, taken),
+        channels={name: left[name][:count] for name, count in chosen.quotas.items()},
+        biases=chosen.biases,
+        training_bytes=figures.training_bytes,
     )
+
+
+def _room_for(memory: MemoryModel, budget_bytes: int, figures: Footprint, name: str) -> int:
+    """No more channels of a layer than this fit beside what is chosen, whatever else they bring: a quick bound, by the
+    end of forward alone."""
+    held_bytes = figures.saved_bytes + figures.loss_bytes + figures.index_bytes
+    return (budget_bytes - held_bytes) // (memory.costs[name].saved_bytes + INDEX_BYTES)
 
 
 def _bytes(memory: MemoryModel, quotas: Mapping[str, int], biases: frozenset[str] = frozenset()) -> int:

@@ -35,16 +35,17 @@ class FusedSlot(Slot):
                 f"layer {self.layer.name}: a second backward through one forward; update mode `fused` has changed the "
                 "weights since, so the gradients would be wrong"
             )
+        rule = self.rule
+        if self.sites == 1 and rule.tap is None and rule.boost is None and not rule.observers:
+            return self._complete(weight_gradient, bias_gradient)
         return super().receive(weight_gradient, bias_gradient)
 
-    @torch.no_grad()
     def _complete(self, weight_gradient: Tensor | None, bias_gradient: Tensor | None) -> Gradients:
         self._applied = True
         rule = self.rule
-        present = [g for g in (weight_gradient, bias_gradient) if g is not None]
-        if present and rule.lr != 0.0:
+        if rule.lr != 0.0:
             if rule.clip is not None:
-                self._clip(present, rule.clip)
+                self._clip([g for g in (weight_gradient, bias_gradient) if g is not None], rule.clip)
             if weight_gradient is not None:
                 self._step_weight(weight_gradient)
             if bias_gradient is not None and self.bias is not None:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from medyate_planner.training.passing import batch_norm_input_gradient, memory_format
+from medyate_planner.training.masks import memory_format
+from medyate_planner.training.passing import batch_norm_input_gradient
 from medyate_planner.training.slots import Slot
 
 _aten = torch.ops.aten

@@ -1,4 +1,4 @@
-"""Weights as they were before planned training, on disk, so that it can be undone bit for bit without needing memory."""
+"""Weights as they were before planned training, on disk, so that it can be undone bit for bit and takes no memory."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Originals:
             save_file(weights_of(model), self._file)
         except OSError as error:
             raise InputError(
-                f"{folder.name}: the original weights can not be kept there: {error.strerror or error}; set TMPDIR to a "
-                "folder with room, or do without undo"
+                f"{folder.name}: the original weights can not be kept there: {error.strerror or error}; set TMPDIR to "
+                "a folder with room, or do without undo"
             ) from error
 
     def restore(self, model: nn.Module) -> None:

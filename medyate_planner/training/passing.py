@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from medyate_planner.training.masks import apply_mask, pack_between
+from medyate_planner.training.functions import backward_once, direct
+from medyate_planner.training.masks import apply_mask, memory_format, pack_between
+from medyate_planner.training.straight import called_directly
 
 _aten = torch.ops.aten
 
@@ -26,11 +27,17 @@ class PassingSite(nn.Module):
 
     def __init__(self, target: Callable[..., Any], arguments: tuple[Any, ...], inplace: bool) -> None:
         super().__init__()
-        self.target, self.arguments, self.inplace = target, arguments, inplace
+        self.target, self.arguments, self.inplace = called_directly(target), arguments, inplace
+        self._direct = direct(self.function)
 
     def forward(self, x: Tensor, *frozen: Tensor) -> Tensor:
         """The original operator."""
         result: Tensor = self.function.apply(x, self, *frozen)  # type: ignore[no-untyped-call]
+        return result
+
+    def uncompiled(self, x: Tensor, *frozen: Tensor) -> Tensor:
+        """As `forward`, in a step that is not compiled."""
+        result: Tensor = self._direct(x, self, *frozen)
         return result
 
     def call(self, x: Tensor, *frozen: Tensor) -> Any:
@@ -42,18 +49,19 @@ class _Masked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, site: MaskedSite) -> Tensor:
-        ctx.site = site
-        ctx.save_for_backward(pack_between(x, *site.bounds))
+        order = memory_format(x)
+        ctx.site, ctx.order = site, order
+        ctx.save_for_backward(pack_between(x, *site.bounds, order))
         if site.inplace:
             ctx.mark_dirty(x)
         result: Tensor = site.call(x)
         return result
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         inside, outside = ctx.site.slopes
-        return apply_mask(gradient, ctx.saved_tensors[0], inside=inside, outside=outside), None
+        return apply_mask(gradient, ctx.saved_tensors[0], ctx.order, inside=inside, outside=outside), None
 
 
 class _Dropout(torch.autograd.Function):
@@ -62,15 +70,24 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, site: PassingSite) -> Tensor:
         probability = float(site.arguments[0])
-        noise = torch.empty_like(x).bernoulli_(1 - probability)
-        ctx.save_for_backward(pack_between(noise, 0.0, math.inf))
-        ctx.scale = 1.0 / (1.0 - probability) if probability < 1 else 0.0
-        return x * noise.div_(1 - probability)
+        ctx.order, ctx.scale = memory_format(x), 1.0 / (1.0 - probability) if probability < 1 else 0.0
+        result: Tensor
+        fused = x.is_cuda and 0 < probability < 1  # one kernel, which draws in its own way
+        if fused:
+            result, kept = torch.native_dropout(x, probability, True)
+        elif 0 < probability < 1:
+            kept = torch.empty_like(x).bernoulli_(1 - probability)
+        else:  # nothing is drawn
+            kept = torch.full_like(x, 1 - probability)
+        ctx.save_for_backward(pack_between(kept, 0.0, math.inf, ctx.order))
+        if not fused:
+            result = x * (kept.div_(1 - probability) if probability < 1 else kept)
+        return result
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return apply_mask(gradient, ctx.saved_tensors[0], inside=ctx.scale), None
+        return apply_mask(gradient, ctx.saved_tensors[0], ctx.order, inside=ctx.scale), None
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -83,7 +100,7 @@ class _BatchNorm(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, _, _, variance = ctx.frozen
         below = batch_norm_input_gradient(gradient, weight, variance, ctx.epsilon)
@@ -92,42 +109,45 @@ class _BatchNorm(torch.autograd.Function):
 
 def batch_norm_input_gradient(gradient: Tensor, weight: Tensor | None, variance: Tensor, epsilon: float) -> Tensor:
     """Gradient of a frozen BatchNorm's input: that of its result times weight and 1 / deviation, `(B, C, *)`."""
-    scale = (variance + epsilon).rsqrt_()
+    wide = torch.promote_types(variance.dtype, torch.float32)
+    scale = (variance.to(wide) + epsilon).rsqrt_()
     if weight is not None:
-        scale = scale * weight
-    return gradient * scale.to(gradient.dtype).view([1, -1, *[1] * (gradient.dim() - 2)])
+        scale.mul_(weight)
+    scale = scale.view(1, -1, *[1] * (gradient.dim() - 2))
+    if wide == gradient.dtype:
+        return gradient * scale
+    return torch.mul(gradient, scale, out=torch.empty_like(gradient))  # rounds once, as PyTorch does
 
 
 class _MaxPool(torch.autograd.Function):
-    """Keeps one byte per output element: where in its window the maximum was."""
+    """Keeps one byte per output element: which place in its window had the maximum, counted along its rows."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, site: PassingSite) -> Tensor:
-        kernel, stride, padding, dilation, _ = ctx.window = _window(site)
-        values, index = _aten.max_pool2d_with_indices.default(x, *ctx.window)
-        ctx.shape, ctx.layout = x.shape, memory_format(x)
-        rows, columns = _window_origins(values.shape, stride, padding, x.device)
-        offset = index.div(x.shape[3], rounding_mode="floor").sub_(rows)
-        offset.div_(dilation[0], rounding_mode="floor").mul_(kernel[1])
-        offset.add_(index.remainder_(x.shape[3]).sub_(columns).div_(dilation[1], rounding_mode="floor"))
-        ctx.save_for_backward(offset.to(torch.uint8, memory_format=ctx.layout))
+    def forward(ctx: Any, x: Tensor, site: MaxPoolSite) -> Tensor:
+        ctx.site, ctx.shape, ctx.layout = site, x.shape, memory_format(x)
+        values, index = _aten.max_pool2d_with_indices.default(x, *site.window)
+        distance = index.sub_(_window_origins(site, values.shape, x.shape[3], x.device))
+        distances = _window_distances(site, x.shape[3], x.device)
+        places = torch.arange(distances.numel(), dtype=torch.uint8, device=x.device)
+        place_at = places.new_zeros(site.largest_distance(x.shape[3]) + 1).scatter_(0, distances, places)
+        place = place_at.index_select(0, distance.as_strided((distance.numel(),), (1,)))
+        ctx.save_for_backward(place.as_strided(index.shape, index.stride()))
         result: Tensor = values
         return result
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        kernel, stride, padding, dilation, _ = ctx.window
         batch, channels, height, width = ctx.shape
-        rows, columns = _window_origins(gradient.shape, stride, padding, gradient.device)
-        column = ctx.saved_tensors[0].long()
-        index = column.div(kernel[1], rounding_mode="floor").mul_(dilation[0]).add_(rows).mul_(width)
-        index.add_(column.remainder_(kernel[1]).mul_(dilation[1])).add_(columns)
-        del column
+        place = ctx.saved_tensors[0]
+        distances = _window_distances(ctx.site, width, gradient.device)
+        distance = distances.index_select(0, place.as_strided((place.numel(),), (1,)).int())
+        index = distance.as_strided(place.shape, place.stride())
+        index.add_(_window_origins(ctx.site, gradient.shape, width, gradient.device))
         if ctx.layout == torch.channels_last:  # (B, positions, C): nothing has to be copied into another order
             below = gradient.new_zeros(batch, height * width, channels)
-            places = index.permute(0, 2, 3, 1).reshape(batch, -1, channels)
-            below.scatter_add_(1, places, gradient.permute(0, 2, 3, 1).reshape(batch, -1, channels))
+            positions = index.permute(0, 2, 3, 1).reshape(batch, -1, channels)
+            below.scatter_add_(1, positions, gradient.permute(0, 2, 3, 1).reshape(batch, -1, channels))
             return below.view(batch, height, width, channels).permute(0, 3, 1, 2), None
         below = gradient.new_zeros(batch, channels, height * width)
         below.scatter_add_(2, index.view(batch, channels, -1), gradient.reshape(batch, channels, -1))
@@ -138,19 +158,17 @@ class _AvgPool(torch.autograd.Function):
     """The backward needs the shape of the input, not the input that PyTorch keeps."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, site: PassingSite) -> Tensor:
-        ctx.shape = x.shape
-        window = _window(site, average=True)
-        ctx.window = (*window[:3], *site.arguments[3:5], *[False, True][len(site.arguments[3:5]) :])
-        ctx.divisor = site.arguments[5] if len(site.arguments) > 5 else None
+    def forward(ctx: Any, x: Tensor, site: AvgPoolSite) -> Tensor:
+        ctx.site, ctx.shape = site, x.shape
         result: Tensor = site.call(x)
         return result
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         shape_only = gradient.new_empty(()).expand(ctx.shape)
-        result: Tensor = _aten.avg_pool2d_backward.default(gradient, shape_only, *ctx.window, ctx.divisor)
+        site = ctx.site
+        result: Tensor = _aten.avg_pool2d_backward.default(gradient, shape_only, *site.window, site.divisor)
         return result, None
 
 
@@ -164,7 +182,7 @@ class _AdaptiveAvgPool(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         if gradient.shape[2:] == (1, 1):
             share = gradient / math.prod(ctx.shape[2:])
@@ -180,9 +198,10 @@ def _pair(value: Any) -> list[int]:
     return values * 2 if len(values) == 1 else values
 
 
-def _window(site: PassingSite, *, average: bool = False) -> tuple[list[int], list[int], list[int], list[int], bool]:
+def _window(
+    given: tuple[Any, ...], *, average: bool = False
+) -> tuple[list[int], list[int], list[int], list[int], bool]:
     """Kernel, stride, padding, dilation and ceil_mode of a pooling call, defaults filled in."""
-    given = list(site.arguments)
     kernel = _pair(given[0])
     stride = _pair(given[1]) if len(given) > 1 and given[1] else kernel
     padding = _pair(given[2]) if len(given) > 2 else [0, 0]
@@ -190,29 +209,26 @@ def _window(site: PassingSite, *, average: bool = False) -> tuple[list[int], lis
     return kernel, stride, padding, dilation, bool(given[4]) if len(given) > 4 and not average else False
 
 
-def _window_origins(
-    shape: torch.Size, stride: list[int], padding: list[int], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """First row of each output row's window, `(H', 1)`, and first column of each output column's, `(W',)`."""
-    rows = torch.arange(shape[2], device=device).mul_(stride[0]).sub_(padding[0]).unsqueeze(1)
-    return rows, torch.arange(shape[3], device=device).mul_(stride[1]).sub_(padding[1])
+def _window_origins(site: MaxPoolSite, shape: torch.Size, width: int, device: torch.device) -> Tensor:
+    """Where in its input plane each output's window begins, `(H', W')`: negative where that is in the padding."""
+    (down, right), (above, left) = site.window[1:3]
+    rows = torch.arange(shape[2], device=device).mul_(down).sub_(above).mul_(width).unsqueeze_(1)
+    return rows + torch.arange(shape[3], device=device).mul_(right).sub_(left)
 
 
-def memory_format(x: Tensor) -> torch.memory_format:
-    """channels_last for an image batch that is stored so and only so, else contiguous."""
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+def _window_distances(site: MaxPoolSite, width: int, device: torch.device) -> Tensor:
+    """How far behind its window's origin each place is in an input plane, row by row: increasing, `(places,)`."""
+    (height, length), _, _, (down, right), _ = site.window
+    rows = torch.arange(height, device=device).mul_(down * width).unsqueeze_(1)
+    return (rows + torch.arange(length, device=device).mul_(right)).view(-1)
 
 
 class MaskedSite(PassingSite):
     """`slopes` is the derivative inside and outside the open interval `bounds` of the input."""
 
     function = _Masked
+    bounds: tuple[float, float] = (0.0, math.inf)
     slopes: tuple[float, float] = (1.0, 0.0)
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        return 0.0, math.inf
 
 
 class ReluSite(MaskedSite):
@@ -220,12 +236,10 @@ class ReluSite(MaskedSite):
 
 
 class ClampSite(MaskedSite):
-    @property
-    def bounds(self) -> tuple[float, float]:
-        if "relu6" in str(self.target):
-            return 0.0, 6.0
-        low, high = (*self.arguments, *(-1.0, 1.0)[len(self.arguments) :])[:2]
-        return float(low), float(high)
+    def __init__(self, target: Callable[..., Any], arguments: tuple[Any, ...], inplace: bool) -> None:
+        super().__init__(target, arguments, inplace)
+        low, high = (*arguments, *(-1.0, 1.0)[len(arguments) :])[:2]
+        self.bounds = (0.0, 6.0) if "relu6" in str(target) else (float(low), float(high))
 
 
 class LeakyReluSite(MaskedSite):
@@ -235,11 +249,8 @@ class LeakyReluSite(MaskedSite):
 
 
 class HardSigmoidSite(MaskedSite):
+    bounds = (-3.0, 3.0)
     slopes = (1.0 / 6.0, 0.0)
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        return -3.0, 3.0
 
 
 class DropoutSite(PassingSite):
@@ -253,9 +264,23 @@ class BatchNormSite(PassingSite):
 class MaxPoolSite(PassingSite):
     function = _MaxPool
 
+    def __init__(self, target: Callable[..., Any], arguments: tuple[Any, ...], inplace: bool) -> None:
+        super().__init__(target, arguments, inplace)
+        self.window = _window(arguments)
+
+    def largest_distance(self, width: int) -> int:
+        """Of a window's last place from its first, in an input plane of that width."""
+        (height, length), _, _, (down, right), _ = self.window
+        return (height - 1) * down * width + (length - 1) * right
+
 
 class AvgPoolSite(PassingSite):
     function = _AvgPool
+
+    def __init__(self, target: Callable[..., Any], arguments: tuple[Any, ...], inplace: bool) -> None:
+        super().__init__(target, arguments, inplace)
+        self.window = (*_window(arguments, average=True)[:3], *arguments[3:5], *[False, True][len(arguments[3:5]) :])
+        self.divisor = arguments[5] if len(arguments) > 5 else None
 
 
 class AdaptiveAvgPoolSite(PassingSite):

@@ -123,7 +123,8 @@ def _conv_site(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
     args = [*node.args, *defaults[len(node.args) :]]
     _only_positional(node)
     stride, padding, dilation = (_spread(args[i], spatial) for i in (3, 4, 5))
-    site = ConvSite(node.target, stride, padding, dilation, int(args[6]))
+    kernel = tuple(node.args[1].meta["val"].shape[2:])  # type: ignore[union-attr]
+    site = ConvSite(node.target, kernel, stride, padding, dilation, int(args[6]))
     return site, tuple(args[:3])
 
 
@@ -133,7 +134,8 @@ def _transposed_site(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
     args = [*node.args, *defaults[len(node.args) :]]
     _only_positional(node)
     stride, padding, output_padding, dilation = (_spread(args[i], spatial) for i in (3, 4, 5, 7))
-    site = TransposedSite(node.target, (stride, padding, output_padding, int(args[6]), dilation))
+    kernel = tuple(node.args[1].meta["val"].shape[2:])  # type: ignore[union-attr]
+    site = TransposedSite(node.target, kernel, (stride, padding, output_padding, int(args[6]), dilation))
     return site, tuple(args[:3])
 
 

@@ -3,38 +3,43 @@
     run/plan.json  run/recipe.json  run/metrics.jsonl  run/selections.jsonl  run/checkpoint.safetensors
     run/model.safetensors   final weights under the user's own parameter names
 
-Lines are appended before the checkpoint of their epoch is renamed into place; on resuming, lines of later epochs than
-the checkpoint's are dropped. So whatever the moment of a kill, resuming gives what never stopping would have given.
-With boosting the checkpoint also holds the sampler's state, as tensors `.sampler/…`.
+Lines are on disk before the checkpoint that counts on them is renamed into place; on resuming, lines that are later
+than the checkpoint are dropped. So whatever the moment of a kill, resuming gives what never stopping would have given.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from medyate_planner.errors import InputError
-from medyate_planner.files import read_text, write_atomic, write_text
+from medyate_planner.files import flush, read_text, write_text
 from medyate_planner.planning.plan import Plan
-from medyate_planner.training.loop import Epoch, Recipe
+from medyate_planner.training.checkpoint import (
+    load_weights,
+    read_checkpoint,
+    weights_of,
+    write_checkpoint,
+    write_weights,
+)
+from medyate_planner.training.progress import Checkpoint, Epoch, Progress
+from medyate_planner.training.recipe import Recipe
 
+__all__ = ["RunFolder", "load_weights", "weights_of"]
 SCHEMA_VERSION = 1
-_SAMPLER = ".sampler/"  # no name of a parameter or buffer begins with a dot
 _FILES = (
     "plan.json",
-    "recipe.json",
     "metrics.jsonl",
     "selections.jsonl",
     "checkpoint.safetensors",
     "model.safetensors",
+    "recipe.json",
 )
 
 
@@ -54,6 +59,16 @@ class RunFolder:
         """One JSON object per epoch."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def selections_file(self) -> Path:
+        """One JSON object per interval."""
+        return self.path / "selections.jsonl"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """From where a run goes on."""
+        return self.path / "checkpoint.safetensors"
+
     def start(self, plan: Plan, recipe: Recipe, facts: Mapping[str, Any], *, force: bool) -> None:
         """Make a fresh folder. Files of an earlier run are removed only with `force`, anybody else's never.
 
@@ -70,8 +85,11 @@ class RunFolder:
             raise InputError(
                 f"{self.path} holds a run already; pass --resume to go on, --force to start over, or another --out"
             )
-        for name in taken:
-            (self.path / name).unlink()
+        for name in taken:  # recipe.json, which tells that the folder is ours, comes last and is replaced
+            if name != "recipe.json":
+                (self.path / name).unlink()
+        if ours:
+            self._remove_parts()
         settings = {"schema_version": SCHEMA_VERSION, "kind": "run", "recipe": asdict(recipe), **facts}
         write_text(self.path / "recipe.json", json.dumps(settings, indent=2, allow_nan=False) + "\n")
         plan.save(self.path / "plan.json")
@@ -96,6 +114,13 @@ class RunFolder:
             raise InputError(f"run {self.path}: recipe.json is not what a run writes; remove it, or pass another --out")
         return found
 
+    def plan(self, asked: Plan) -> Plan:
+        """The plan that the run was started with; `asked` itself if a kill came before it was written."""
+        file = self.path / "plan.json"
+        if not file.exists() and not self.checkpoint_file.exists():
+            asked.save(file)
+        return Plan.load(file)
+
     def _check_place(self) -> None:
         for folder in (self.path, *self.path.parents):
             if folder.exists():
@@ -105,98 +130,79 @@ class RunFolder:
                     )
                 return
 
-    def resume(self, model: nn.Module) -> int:
-        """Load the last checkpoint into the model and return the epoch to go on with (0 without a checkpoint)."""
-        if not self._checkpoint.exists():
-            self._keep_lines(0)
-            return 0
-        done, state = self._read_checkpoint()
-        load_weights(model, {name: tensor for name, tensor in state.items() if not name.startswith(_SAMPLER)})
-        self._keep_lines(done)
-        return done
+    def resume(self, model: nn.Module) -> Checkpoint | None:
+        """Load the last checkpoint's weights into the model, drop later lines, and return the rest; None without a
+        checkpoint: the run has to begin anew.
 
-    def sampler(self) -> dict[str, Tensor]:
-        """The sampler's state in the last checkpoint; empty without boosting, or without a checkpoint."""
-        if not self._checkpoint.exists():
-            return {}
-        _, state = self._read_checkpoint()
-        return {n.removeprefix(_SAMPLER): tensor for n, tensor in state.items() if n.startswith(_SAMPLER)}
-
-    @property
-    def _checkpoint(self) -> Path:
-        return self.path / "checkpoint.safetensors"
-
-    def _read_checkpoint(self) -> tuple[int, dict[str, Tensor]]:
-        try:
-            with safe_open(self._checkpoint, framework="pt") as file:
-                done = int((file.metadata() or {})["epochs_done"])
-                return done, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise InputError(
-                f"checkpoint {self._checkpoint}: can not be read ({error}); start over with --force"
-            ) from error
+        Raises:
+            InputError: the checkpoint can not be read, or is another model's.
+        """
+        self._remove_parts()
+        if not self.checkpoint_file.exists():
+            self._keep_lines(Progress())
+            return None
+        weights, checkpoint = read_checkpoint(self.checkpoint_file)
+        load_weights(model, weights)
+        self._keep_lines(checkpoint.progress)
+        return checkpoint
 
     def record(self, epoch: Epoch, model: nn.Module) -> None:
-        """Append the epoch's lines, then save the checkpoint."""
-        selection = {"epoch": epoch.metrics.epoch, "layers": {k: list(v) for k, v in epoch.selection.items()}}
-        self._append("metrics.jsonl", epoch.metrics.to_dict())
-        self._append("selections.jsonl", selection)
-        metadata = {"epochs_done": str(epoch.metrics.epoch + 1)}
-        sampler = {_SAMPLER + name: tensor for name, tensor in epoch.sampler.items()}
-        self._save(self._checkpoint, model, metadata, sampler)
+        """Append the epoch's line, then save the checkpoint at its end."""
+        self._append(self.metrics_file, [epoch.metrics.to_dict()])
+        self.save(epoch.checkpoint, model)
+
+    def save(self, checkpoint: Checkpoint, model: nn.Module) -> None:
+        """Append the lines of what was drawn since the last checkpoint, then replace that by this one."""
+        self._append(self.selections_file, [interval.to_dict() for interval in checkpoint.drawn])
+        for file in (self.metrics_file, self.selections_file):
+            if file.exists():
+                flush(file)
+        write_checkpoint(self.checkpoint_file, model, checkpoint)
 
     def finish(self, model: nn.Module) -> Path:
         """Write the final weights."""
-        self._save(self.model_file, model, {"format": "pt"})
+        write_weights(self.model_file, model)
         return self.model_file
 
     def metrics(self) -> list[dict[str, Any]]:
         """All epochs so far; a line that a kill cut off is left out, as `resume` does."""
-        lines = []
-        for line in read_text(self.metrics_file, what="metrics").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return lines
+        return [line for _, line in _whole_lines(read_text(self.metrics_file, what="metrics"))]
 
-    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+    def _append(self, file: Path, objects: Iterable[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in objects)
+        if not text:
+            return
         try:
-            with (self.path / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(text)
         except OSError as error:
-            raise InputError(f"{self.path / name}: can not be written: {error.strerror or error}") from error
+            raise InputError(f"{file}: can not be written: {error.strerror or error}") from error
 
-    def _keep_lines(self, epochs: int) -> None:
-        for name in ("metrics.jsonl", "selections.jsonl"):
-            file = self.path / name
+    def _keep_lines(self, at: Progress) -> None:
+        """Drop lines of epochs and intervals that the checkpoint knows nothing of."""
+        last = -1 if at.interval is None else at.interval
+        for file, key, limit in ((self.metrics_file, "epoch", at.epoch - 1), (self.selections_file, "interval", last)):
             if file.exists():
-                lines = file.read_text(encoding="utf-8").splitlines(keepends=True)[:epochs]
-                write_text(file, "".join(lines))
+                lines = _whole_lines(read_text(file, what="run"))
+                write_text(file, "".join(text + "\n" for text, line in lines if line.get(key, limit + 1) <= limit))
 
-    def _save(
-        self, path: Path, model: nn.Module, metadata: dict[str, str], further: Mapping[str, Tensor] | None = None
-    ) -> None:
-        state = {**weights_of(model), **(further or {})}
-        write_atomic(path, lambda temporary: save_file(state, temporary, metadata=metadata))
-
-
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The model's parameters and buffers by name; tensors under several names are stored once, under the first."""
-    seen: set[int] = set()
-    state = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and id(tensor) not in seen:
-            seen.add(id(tensor))
-            state[name] = tensor.detach().contiguous()
-    return state
+    def _remove_parts(self) -> None:
+        """Remove what kills left of files that were being written, by us or by safetensors."""
+        ours = re.compile(rf"\.({'|'.join(map(re.escape, _FILES))})\..*\.part|\.tmp\w{{6}}")
+        for part in self.path.glob(".*"):
+            if ours.fullmatch(part.name):
+                part.unlink(missing_ok=True)
 
 
-@torch.no_grad()
-def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy weights saved by `weights_of` into the model, in place."""
-    own = model.state_dict(keep_vars=True)
-    for name, tensor in state.items():
-        if name not in own or own[name].shape != tensor.shape:
-            raise InputError(f"weights: {name} of shape {tuple(tensor.shape)} does not fit the model")
-        own[name].copy_(tensor)
+def _whole_lines(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Lines, as they are and as objects, up to the first that is not a whole one."""
+    whole = []
+    for line in text.splitlines():
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(found, dict):
+            break
+        whole.append((line, found))
+    return whole

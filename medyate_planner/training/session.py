@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from medyate_planner.errors import InputError, StepOrderError
@@ -25,6 +26,10 @@ from medyate_planner.training.fused import FusedSlot
 from medyate_planner.training.originals import Originals
 from medyate_planner.training.rewrite import batch_counters, rewrite
 from medyate_planner.training.slots import Slot, UpdateRule
+from medyate_planner.training.straight import straight
+
+if TYPE_CHECKING:
+    from medyate_planner.planning.plan import Plan
 
 Draw = Callable[[int], Mapping[str, Sequence[int]]]
 
@@ -58,6 +63,10 @@ class Session:
         self.model = model
         self.graph = graph
         self.mode = mode
+        self.plan: Plan | None = None  # that `prepare` was given
+        self.finished = False
+        self.closing = ExitStack()  # what else is to be undone when it ends
+        self.before_forward: Callable[[], None] | None = None  # called at the start of every training forward
         self.rule = UpdateRule()
         self.boosting = draw if isinstance(draw, Boosting) else None
         if self.boosting is not None:
@@ -90,6 +99,7 @@ class Session:
         self.slots = self._make_slots(self._traced, self._memory)
         by_site = {site: self.slots[name] for name in self.slots for site in self.graph.layer_by_name[name].sites}
         self.lean = rewrite(self._traced.module, self.graph, self._memory.active(updates), by_site)
+        self._straight = straight(self.lean)
         if not self.mode.is_fused:
             self._following = Following(self._compact_slots())
 
@@ -140,6 +150,8 @@ class Session:
                 "plan for a model in bfloat16 instead (--dtype bfloat16, or model.to(torch.bfloat16))"
             )
         self._check_inputs(args, kwargs)
+        if self.before_forward is not None:
+            self.before_forward()
         pending = self._token() if self._token is not None else None
         if self.mode.is_fused and pending is not None and not pending.backward_began:
             raise StepOrderError(
@@ -150,7 +162,8 @@ class Session:
             slot.begin_step()
         for counter in self._counters:
             counter.add_(1)
-        outputs = self.lean(*args, **kwargs)
+        execute = self._straight if isinstance(self.lean, fx.GraphModule) else self.lean  # a graph put in its place
+        outputs = execute(*args, **kwargs)
         self._watch(outputs)
         return outputs
 
@@ -311,6 +324,8 @@ class Session:
     def finish(self) -> nn.Module:
         """End planned training: modes, forward and requires_grad as they were. Returns the user's model."""
         self.write()
+        self.finished = True
+        self.closing.close()
         if self._following is not None:
             self._following.stop()
         if self._forward is not None:

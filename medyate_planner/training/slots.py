@@ -180,12 +180,14 @@ class Slot:
         if self.layer.kind == "grouped":
             self.weight.index_put_((self.rows(), self.columns()), values)
         else:
-            index = self.rows() if self.layer.kind == "depthwise" else self.index.long()
-            self.weight.index_copy_(self.layer.channel_axis, index, values)
+            index = self.rows() if self.layer.kind == "depthwise" else self.index
+            self.weight.index_copy_(self.layer.channel_axis, index.long(), values)
 
     def rows(self) -> Tensor:
         """Weight rows (= output channels) that the selected channels own; grouped and depthwise, `(n * C_out/G,)`."""
         assert self.index is not None
+        if self.layer.kind == "depthwise" and self.layer.out_channels == self.layer.groups:
+            return self.index  # one row for each
         per_group = self.layer.out_channels // self.layer.groups
         group = self.index.long() // (self.layer.channels // self.layer.groups)
         within = torch.arange(per_group, device=group.device)

@@ -10,21 +10,38 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from medyate_planner.training.functions import backward_once, direct
 from medyate_planner.training.slots import Slot
+from medyate_planner.training.straight import called_directly
 
 _aten = torch.ops.aten
+_convolution_backward = _aten.convolution_backward.default
 
 
 class ConvSite(nn.Module):
     """One call of a convolution in the reach; `slot` is set when its layer is updated."""
 
-    def __init__(self, target: Any, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> None:
+    transposed = False
+
+    def __init__(
+        self,
+        target: Any,
+        kernel: tuple[int, ...],
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+    ) -> None:
         super().__init__()
-        self.target = target
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.target = called_directly(target)
+        self.kernel, self.stride, self.padding, self.dilation, self.groups = kernel, stride, padding, dilation, groups
+        # a 1x1 convolution is a matrix product over positions
+        plain = groups == 1 and set(stride) == {1} and set(padding) == {0}
+        self.pointwise = not self.transposed and kernel == (1, 1) and plain
         self.slot: Slot | None = None
+        self.arguments: tuple[Any, ...] = (stride, padding, dilation, groups)
+        self._added: dict[tuple[torch.Size, torch.Size], list[int]] = {}
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The original convolution, `(N, C, *)` to `(N, C', *)`."""
@@ -32,20 +49,22 @@ class ConvSite(nn.Module):
         result: Tensor = _Conv.apply(x, weight, bias, self, *trained)  # type: ignore[no-untyped-call]
         return result
 
-    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        result: Tensor = self.target(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+    def uncompiled(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """As `forward`, in a step that is not compiled."""
+        slot = self.slot
+        result: Tensor = _apply_conv(x, weight, bias, self, *(() if slot is None else slot.trained))
         return result
 
-    def is_pointwise(self, weight: Tensor) -> bool:
-        """A 1x1 convolution, which is a matrix product over positions."""
-        return (
-            not isinstance(self, TransposedSite)
-            and weight.dim() == 4
-            and weight.shape[2:] == (1, 1)
-            and self.groups == 1
-            and set(self.stride) == {1}
-            and set(self.padding) == {0}
-        )
+    def output_padding(self, shape: torch.Size, out: torch.Size) -> list[int]:
+        """What the transposed convolution adds to come back from `out` to `shape`; worked out once for each pair."""
+        found = self._added.get((shape, out))
+        if found is None:
+            sizes = zip(shape[2:], out[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
+            found = self._added[shape, out] = [
+                size - ((result - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
+                for size, result, kernel, stride, pad, dilation in sizes
+            ]
+        return found
 
 
 class LinearSite(nn.Module):
@@ -79,16 +98,15 @@ class AddmmSite(nn.Module):
 class TransposedSite(ConvSite):
     """One call of a transposed convolution, of one group or of as many as input channels."""
 
-    def __init__(self, target: Any, arguments: tuple[list[int], list[int], list[int], int, list[int]]) -> None:
-        stride, padding, output_padding, groups, dilation = arguments
-        super().__init__(target, stride, padding, dilation, groups)
-        self.output_padding = output_padding
+    transposed = True
 
-    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        result: Tensor = self.target(
-            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
-        )
-        return result
+    def __init__(
+        self, target: Any, kernel: tuple[int, ...], arguments: tuple[list[int], list[int], list[int], int, list[int]]
+    ) -> None:
+        stride, padding, added, groups, dilation = arguments
+        super().__init__(target, kernel, stride, padding, dilation, groups)
+        self.added = added
+        self.arguments = (stride, padding, added, groups, dilation)
 
 
 class EmbeddingSite(nn.Module):
@@ -119,7 +137,7 @@ class _Embedding(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         site, slot = ctx.site, ctx.site.slot
         slot.check(ctx.version)
@@ -141,21 +159,32 @@ class _Conv(torch.autograd.Function):
             ctx.version = slot.version()
             if slot.trains_weight:
                 ctx.save_for_backward(slot.keep(_compact_channels(x, slot)))
-        return site.call(x, weight, bias)
+        result: Tensor = site.target(x, weight, bias, *site.arguments)
+        return result
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        site, weight = ctx.site, ctx.weight
-        below = _conv_input_gradient(site, gradient, weight, ctx.shape) if ctx.needs_input_grad[0] else None
-        slot = site.slot
+        site, weight, slot = ctx.site, ctx.weight, ctx.site.slot
+        rows = as_rows(gradient) if site.pointwise and is_channels_last(gradient) else None
+        below = own = None
+        if ctx.needs_input_grad[0]:
+            below = (
+                _conv_input_gradient(site, gradient, weight, ctx.shape)
+                if rows is None
+                else as_image(torch.mm(rows, weight.view(weight.shape[:2])), ctx.shape)
+            )
         if slot is None:
             return below, None, None, None
         slot.check(ctx.version)
-        of_weight, of_bias, *of_trained = slot.receive(
-            _conv_weight_gradient(site, slot, gradient, ctx.shape, *ctx.saved_tensors) if slot.trains_weight else None,
-            gradient.sum(dim=[d for d in range(gradient.dim()) if d != 1]) if slot.bias is not None else None,
-        )
+        if slot.trains_weight:
+            (saved,) = ctx.saved_tensors
+            own = (
+                _conv_weight_gradient(site, slot, gradient, ctx.shape, saved)
+                if rows is None or saved.dim() != 2
+                else torch.mm(rows.t(), saved).view(weight.shape[0], -1, 1, 1)
+            )
+        of_weight, of_bias, *of_trained = slot.receive(own, _over_channels(gradient) if slot.bias is not None else None)
         return below, of_weight, of_bias, None, *of_trained
 
 
@@ -176,7 +205,7 @@ class _Linear(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, slot = ctx.weight, ctx.site.slot
         rows = gradient.reshape(-1, gradient.shape[-1])
@@ -204,7 +233,7 @@ class _Addmm(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, slot = ctx.weight, ctx.site.slot
         below = gradient @ weight.t() if ctx.needs_input_grad[0] else None
@@ -228,44 +257,43 @@ def _compact_features(x: Tensor, slot: Slot) -> Tensor:
 
 def _compact_channels(x: Tensor, slot: Slot) -> Tensor:
     """The selected channels in storage of their own: `(B * H * W, n)` if x is channels_last, else `(B, n, *)`."""
-    if _is_channels_last(x):
-        return _compact_features(x.permute(0, 2, 3, 1), slot)
+    if is_channels_last(x):
+        rows = as_rows(x)
+        return rows.clone() if slot.index is None else rows.index_select(1, slot.index)
     if slot.index is None:
         return x.clone(memory_format=torch.contiguous_format)
     return x.index_select(1, slot.index)
 
 
-def _is_channels_last(x: Tensor) -> bool:
+def is_channels_last(x: Tensor) -> bool:
+    """An image batch that is stored so and only so."""
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """View `(B, C, H, W)` in channels_last as `(B * H * W, C)`."""
+    batch, channels, height, width = x.shape
+    return x.as_strided((batch * height * width, channels), (channels, 1))
+
+
+def as_image(rows: Tensor, shape: torch.Size) -> Tensor:
+    """View `(B * H * W, n)` as `(B, n, H, W)` in channels_last, batch and sides from `shape`."""
+    batch, _, height, width = shape
+    n = rows.shape[1]
+    return rows.as_strided((batch, n, height, width), (height * width * n, 1, width * n, n))
+
+
+def _over_channels(gradient: Tensor) -> Tensor:
+    """Sum over everything but channels, `(C,)`."""
+    return gradient.sum(dim=[d for d in range(gradient.dim()) if d != 1])
 
 
 def _conv_input_gradient(site: ConvSite, gradient: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
     """The transposed convolution: needs neither the input nor a dummy of its size."""
-    if isinstance(site, TransposedSite):
-        down: Tensor = _aten.convolution.default(
-            gradient, weight, None, site.stride, site.padding, site.dilation, False, [0] * len(site.stride), site.groups
-        )
-        return down
-    if site.is_pointwise(weight) and _is_channels_last(gradient):
-        batch, channels, height, width = shape
-        rows = gradient.permute(0, 2, 3, 1).reshape(-1, weight.shape[0]) @ weight.view(weight.shape[:2])
-        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
-    output_padding = [
-        size - ((out - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
-        for size, out, kernel, stride, pad, dilation in zip(
-            shape[2:],
-            gradient.shape[2:],
-            weight.shape[2:],
-            site.stride,
-            site.padding,
-            site.dilation,
-            strict=True,
-        )
-    ]
-    result: Tensor = _aten.convolution.default(
-        gradient, weight, None, site.stride, site.padding, site.dilation, True, output_padding, site.groups
+    added = [0] * len(site.stride) if site.transposed else site.output_padding(shape, gradient.shape)
+    return torch.convolution(
+        gradient, weight, None, site.stride, site.padding, site.dilation, not site.transposed, added, site.groups
     )
-    return result
 
 
 def _conv_weight_gradient(site: ConvSite, slot: Slot, gradient: Tensor, shape: torch.Size, saved: Tensor) -> Tensor:
@@ -275,47 +303,63 @@ def _conv_weight_gradient(site: ConvSite, slot: Slot, gradient: Tensor, shape: t
     one group per selected channel, so that only the rows a channel owns are computed.
     """
     weight = slot.weight
-    if site.is_pointwise(weight) and saved.dim() == 2 and _is_channels_last(gradient):
-        rows = gradient.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
-        return (rows.t() @ saved).view(weight.shape[0], -1, 1, 1)
     if saved.dim() == 2:
-        batch, _, height, width = shape
-        saved = saved.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        saved = as_image(saved, shape)
     if isinstance(site, TransposedSite):
         return _transposed_slice_gradient(site, slot, gradient, saved)
     if slot.index is None:
-        return _slice_gradient(site, gradient, saved, tuple(weight.shape), site.groups)
+        return _slice_gradient(site, weight, gradient, saved, tuple(weight.shape), site.groups)
     if site.groups == 1:
-        return _slice_gradient(site, gradient, saved, (weight.shape[0], saved.shape[1], *weight.shape[2:]), 1)
-    rows_gradient = gradient.index_select(1, slot.rows())
+        return _slice_gradient(site, weight, gradient, saved, (weight.shape[0], saved.shape[1], *weight.shape[2:]), 1)
+    rows_gradient = _owned_rows(gradient, slot)
     slice_shape = (rows_gradient.shape[1], 1, *weight.shape[2:])
-    sliced = _slice_gradient(site, rows_gradient, saved, slice_shape, saved.shape[1])
+    sliced = _slice_gradient(site, weight, rows_gradient, saved, slice_shape, saved.shape[1])
     return sliced if slot.layer.kind == "depthwise" else sliced.squeeze(1)
+
+
+def _owned_rows(gradient: Tensor, slot: Slot) -> Tensor:
+    """The output channels that the selected channels own, `(B, rows, *)`, in the gradient's memory format."""
+    if not is_channels_last(gradient):
+        return gradient.index_select(1, slot.rows())
+    return as_image(as_rows(gradient).index_select(1, slot.rows()), gradient.shape)
 
 
 def _transposed_slice_gradient(site: TransposedSite, slot: Slot, gradient: Tensor, saved: Tensor) -> Tensor:
     """`(n, C_out/G, *k)`: the rows of the selected channels; as many groups as channels if there is one for each."""
     groups = site.groups
     if groups > 1 and slot.index is not None:
-        gradient, groups = gradient.index_select(1, slot.rows()), saved.shape[1]
-    dummy = gradient.new_empty(()).expand(saved.shape[1], *slot.weight.shape[1:])
-    result: Tensor = _aten.convolution_backward.default(
-        gradient, saved, dummy, None, site.stride, site.padding, site.dilation, True, site.output_padding, groups,
-        [False, True, False],
+        gradient, groups = _owned_rows(gradient, slot), saved.shape[1]
+    shape = (saved.shape[1], *slot.weight.shape[1:])
+    result: Tensor = _convolution_backward(
+        gradient, saved, _stand_in(slot.weight, shape), None, site.stride, site.padding, site.dilation, True, site.added,
+        groups, [False, True, False],
     )[1]  # fmt: skip
     return result
 
 
-def _slice_gradient(site: ConvSite, gradient: Tensor, x: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:
+def _slice_gradient(
+    site: ConvSite, weight: Tensor, gradient: Tensor, x: Tensor, shape: tuple[int, ...], groups: int
+) -> Tensor:
     stride = site.stride
     if set(shape[2:]) == {1} and set(site.padding) == {0} and set(stride) != {1}:
         # Reads every s-th position only. With few channels oneDNN (torch 2.13) crashes on it (1x1, stride 2).
         steps = tuple(slice(0, (n - 1) * s + 1, s) for n, s in zip(gradient.shape[2:], stride, strict=True))
         index = (slice(None), slice(None), *steps)
         x, stride = x[index], [1] * len(stride)
-    dummy = gradient.new_empty(()).expand(shape)
-    result: Tensor = _aten.convolution_backward.default(
-        gradient, x, dummy, None, stride, site.padding, site.dilation, False, [0] * len(stride), groups,
-        [False, True, False],
+    result: Tensor = _convolution_backward(
+        gradient, x, _stand_in(weight, shape), None, stride, site.padding, site.dilation, False, [0] * len(stride),
+        groups, [False, True, False],
     )[1]  # fmt: skip
     return result
+
+
+def _stand_in(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A weight of this shape, of whose values nothing depends: memory that is there anyway, so that no kernel copies
+    an expanded scalar into its own."""
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 1, 0, -1):
+        strides[axis - 1] = strides[axis] * shape[axis]
+    return weight.as_strided(shape, strides)
+
+
+_apply_conv = direct(_Conv)

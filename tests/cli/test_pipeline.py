@@ -385,7 +385,7 @@ def wait_for(reached: Callable[[], bool], process: subprocess.Popen[str]) -> Non
 
 KILLED_WHILE_SAVING = """
 import os, signal, sys
-import medyate_planner.training.run as run
+import medyate_planner.training.checkpoint as run
 from medyate_planner.cli import main
 
 real, count = run.save_file, 0

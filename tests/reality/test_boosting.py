@@ -42,6 +42,7 @@ from medyate_planner.subject import Subject, subject_of
 from medyate_planner.training.dryrun import dry_run
 from medyate_planner.training.loop import Batches, Epoch, Recipe
 from medyate_planner.training.measure import StepMeasurement, measure_step
+from medyate_planner.training.progress import Checkpoint, Progress
 from medyate_planner.training.run import RunFolder
 from medyate_planner.training.session import Session
 
@@ -212,7 +213,7 @@ def run_to(folder: Path, decided: Plan, *, stop: str = "", resume: bool = False)
     """Train into a run folder, from the last checkpoint with `resume`; `stop` says where it is killed."""
     subject, recipe = made(), Recipe(epochs=EPOCHS, lr=0.05)
     run = RunFolder(folder)
-    start = run.resume(subject.model) if resume else 0
+    checkpoint = run.resume(subject.model) if resume else None
     if not resume:
         run.start(decided, recipe, {}, force=False)
 
@@ -221,7 +222,7 @@ def run_to(folder: Path, decided: Plan, *, stop: str = "", resume: bool = False)
         if stop == f"before {now}":
             raise Killed
         if stop == f"within {now}":
-            run._save = killed  # type: ignore[method-assign]
+            run.save = killed  # type: ignore[method-assign]
         run.record(epoch, subject.model)
         if stop == f"after {now}":
             raise Killed
@@ -234,8 +235,8 @@ def run_to(folder: Path, decided: Plan, *, stop: str = "", resume: bool = False)
             raise Killed
 
     train(
-        subject, decided, batches(), recipe, importance=wrong_importance(subject), start_epoch=start,
-        sampler=run.sampler() if start else None, on_epoch=on_epoch, on_step=on_step,
+        subject, decided, batches(), recipe, importance=wrong_importance(subject), resume=checkpoint,
+        on_epoch=on_epoch, on_step=on_step,
     )  # fmt: skip
     run.finish(subject.model)
 
@@ -273,8 +274,9 @@ def test_the_checkpoint_holds_the_sampler_and_the_final_weights_do_not(tmp_path:
 
 
 def test_going_on_without_the_samplers_state_is_refused() -> None:
+    done = Checkpoint(progress=Progress(epoch=1, steps_done=STEPS, interval=0))
     with pytest.raises(InputError, match="sampler state: does not fit the plan"):
-        train(made(), boosted(made()), batches(), Recipe(epochs=2), importance=wrong_importance(made()), start_epoch=1)
+        train(made(), boosted(made()), batches(), Recipe(epochs=2), importance=wrong_importance(made()), resume=done)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,13 @@ import warnings
 import pytest
 
 from medyate_planner import errors
-from medyate_planner.errors import ContradictionError, InfeasibleBudgetError, MedyateError, MedyateWarning
+from medyate_planner.errors import (
+    BudgetExceededError,
+    ContradictionError,
+    InfeasibleBudgetError,
+    MedyateError,
+    MedyateWarning,
+)
 
 EXIT_CODES = {
     "MedyateError": 2,
@@ -20,11 +26,12 @@ EXIT_CODES = {
     "InterruptedByUser": 130,
     "StepOrderError": 2,
     "CertificationError": 1,
+    "BudgetExceededError": 1,
     "DivergenceError": 1,
     "SolverError": 1,
     "InfeasibleBudgetError": 3,
 }
-OWN_TEXT = ("InfeasibleBudgetError", "ContradictionError")
+OWN_TEXT = ("InfeasibleBudgetError", "ContradictionError", "BudgetExceededError")
 
 
 def test_every_error_class_is_listed_here() -> None:
@@ -93,6 +100,29 @@ def test_contradiction_error_names_the_demands() -> None:
     )
     assert error.demands == ("--force-layer a*", "--max-layers 1")
     assert (error.exit_code, error.to_dict()["demands"]) == (2, ["--force-layer a*", "--max-layers 1"])
+
+
+@pytest.mark.parametrize("undone", [True, False])
+def test_budget_exceeded_error_tells_where_and_by_how_much(undone: bool) -> None:
+    error = BudgetExceededError(
+        budget_bytes=512_000, measured_bytes=530_000, scope="training", epoch=1, step=7, undone=undone
+    )
+    when = "before it updated anything" if undone else "after it"
+    assert str(error) == (
+        f"epoch 1, step 7 held 530,000 B (scope training), above the budget of 512,000 B: training stopped {when}; "
+        "does the loss keep more than the one that was planned with? plan again with it, or with a larger --budget"
+    )
+    assert (error.budget_bytes, error.measured_bytes, error.undone) == (512_000, 530_000, undone)
+    assert error.to_dict() == {
+        "error": "BudgetExceededError",
+        "message": str(error),
+        "exit_code": 1,
+        "budget_bytes": 512_000,
+        "measured_bytes": 530_000,
+        "scope": "training",
+        "epoch": 1,
+        "step": 7,
+    }
 
 
 def test_warning_is_a_user_warning() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
+from medyate_planner.training import masks
 from medyate_planner.training.masks import apply_mask, pack_between
 
 SHAPES = [
@@ -107,12 +108,54 @@ def test_bit_order_by_hand() -> None:
     assert pack_between(x.bfloat16(), 0.0, math.inf).tolist() == [[0b10000001, 0b10000000]]
 
 
-def test_memory_format_of_value_and_gradient_may_differ() -> None:
-    x, gradient = sample((2, 5, 3, 3), torch.float32)
-    expected = by_autograd(torch.relu, x, gradient)
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [5, 8])
+@pytest.mark.parametrize("outside", [0.0, 0.25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_order_of_bits_serves_any_memory_format(
+    order: torch.memory_format, channels: int, outside: float, dtype: torch.dtype
+) -> None:
+    x, gradient = sample((2, channels, 3, 4), dtype)
+    expected = by_autograd(lambda value: functional.leaky_relu(value, outside), x, gradient)
     for value in (x, x.contiguous(memory_format=torch.channels_last)):
-        for top in (gradient, gradient.contiguous(memory_format=torch.channels_last), gradient.expand(2, 5, 3, 3)):
-            assert torch.equal(apply_mask(top, pack_between(value, 0.0, math.inf)), expected)
+        packed = pack_between(value, 0.0, math.inf, order)
+        for top in (gradient, gradient.contiguous(memory_format=torch.channels_last), gradient.expand(x.shape)):
+            found = apply_mask(top, packed, order, outside=outside)
+            assert torch.equal(found, expected)
+            assert found.stride() == top.stride()
+
+
+def test_bits_lie_in_the_order_asked_for() -> None:
+    x = torch.tensor([[1.0, 1, -1, -1], [-1, -1, -1, 1]]).view(1, 2, 2, 2)  # two channels of four positions
+    for value in (x, x.contiguous(memory_format=torch.channels_last)):
+        assert pack_between(value, 0.0, math.inf).tolist() == [[0b11000001]]
+        assert pack_between(value, 0.0, math.inf, torch.channels_last).tolist() == [[0b10100001]]
+
+
+def test_gradient_whose_memory_is_shared_is_left_alone() -> None:
+    gradient = torch.ones(1, 1).expand(3, 16)
+    packed = pack_between(torch.arange(-24.0, 24.0).view(3, 16), 0.0, math.inf)
+    assert apply_mask(gradient, packed).sum() == 23
+    assert torch.equal(gradient, torch.ones(3, 16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_more_elements_than_are_handled_at_once(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, gradient = (torch.randn(3, 100_008, generator=generator).mul_(4).to(dtype) for _ in range(2))
+    assert x.numel() > 2 * masks._CHUNK
+    packed = pack_between(x, 0.0, 6.0)
+    assert torch.equal(apply_mask(gradient, packed), by_autograd(functional.relu6, x, gradient))
+    scaled = apply_mask(gradient, packed, inside=0.5)  # a power of 2: exact
+    assert torch.equal(scaled, by_autograd(functional.relu6, x, gradient) * 0.5)
+
+
+def test_bounds_that_half_precision_can_not_hold_are_those_of_the_kernel() -> None:
+    x = torch.linspace(-0.4, 0.4, 1001).view(1, -1)
+    for dtype in (torch.bfloat16, torch.float16):
+        value, gradient = x.to(dtype), torch.ones_like(x, dtype=dtype)
+        expected = by_autograd(lambda v: functional.hardtanh(v, -0.1, 0.3), value, gradient)
+        assert torch.equal(apply_mask(gradient, pack_between(value, -0.1, 0.3)), expected)
 
 
 def test_value_that_is_not_contiguous() -> None:

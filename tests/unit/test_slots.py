@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,13 @@ CASES: dict[str, tuple[str, tuple[int, ...], int, list[int]]] = {
     "grouped-narrow": ("grouped", (2, 3, 1, 1), 2, [2, 3]),
     "linear": ("linear", (3, 6), 1, [0, 4, 5]),
 }
+
+
+@pytest.fixture(autouse=True)
+def _as_in_backward() -> Iterator[None]:
+    """Slots receive gradients where autograd records nothing."""
+    with torch.no_grad():
+        yield
 
 
 def layer_of(kind: str, shape: tuple[int, ...], groups: int) -> Layer:
@@ -62,6 +71,7 @@ def mask_of(layer: Layer, channels: list[int]) -> Tensor:
     return mask
 
 
+@torch.enable_grad()  # type: ignore[untyped-decorator]
 def test_belongs_is_what_a_convolution_reads() -> None:
     """The oracle's own check: a channel's slice is where the weight gradient is not zero if the others are silent."""
     for kind, shape, groups, _ in CASES.values():
