@@ -1,6 +1,6 @@
 """Time and memory of a training step: a plan, full fine-tuning, the plan simulated by masks, and the bare calls.
 
-    python reports/step_time.py > reports/step_time.txt      (about 4 minutes, one thread; needs the data files)
+    python reports/step_time.py > reports/step_time.txt      (about half a minute; needs the data files)
 
 The plan trains 10 % of the input channels of the last 20 convolutions and the classifier in full, with fused SGD.
 Repetitions are interleaved, so that a busy moment hits all alike; quotients are taken within each repetition.
@@ -49,8 +49,8 @@ def main() -> None:
     """Print a table of times and one of bytes for each network and batch size."""
     torch.set_num_threads(1)
     print(
-        f"{SHARE:.0%} of the channels of the last {LAYERS} convolutions, classifier in full, SGD, cross-entropy. 128 px, "
-        f"channels_last, 1 thread,\n{REPETITIONS} interleaved repetitions. Times in ms: median (quartiles), minimum. "
+        f"{SHARE:.0%} of the channels of the last {LAYERS} convolutions, classifier in full, SGD, cross-entropy. "
+        f"128 px, channels_last, 1 thread,\n{REPETITIONS} interleaved repetitions. Times in ms: median (quartiles), minimum. "
         "Planned / this: median (quartiles) of the quotients\nwithin a repetition, and of the minima.\n"
         "(a) plain PyTorch, norms in evaluation mode. (b) the same, gradients multiplied by masks. (c) the ATen calls "
         "that the plan\nneeds: forward, activation backward, input gradients in the reach, gradients of given slices, "

@@ -12,7 +12,7 @@ from math import prod
 
 from medyate_planner import families as f
 from medyate_planner.errors import TraceError
-from medyate_planner.graph import ModelGraph, Op
+from medyate_planner.graph import ELEMENT_BYTES, ModelGraph, Op
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,10 @@ def _layer_norm(graph: ModelGraph, op: Op, source: str) -> tuple[Keep, ...]:
 
 
 def _batch_norm_train(graph: ModelGraph, op: Op, source: str) -> tuple[Keep, ...]:
-    """The input, and a mean and a reciprocal deviation for each channel, of float32 at least."""
-    element = max(4, op.output.element_bytes)
+    """The input, and a mean and a reciprocal deviation for each channel, of the type of the norm's own parameters."""
+    types = {norm.dtype for norm in graph.norms if op.name in norm.sites}  # a name of a tied one may be unknown
+    types |= {graph.parameters[op.scale][1]} if op.scale is not None and op.scale in graph.parameters else set()
+    element = max((ELEMENT_BYTES[dtype] for dtype in types), default=op.output.element_bytes)
     statistics = (Keep(f"{op.name}/{name}", element * op.output.shape[1]) for name in ("mean", "rstd"))
     return (*_storage(graph, graph.values[source].storage), *statistics)
 

@@ -67,7 +67,8 @@ def _lean_backward(graph: ModelGraph, op: Op, layer: Layer | None, *, updated: b
         return 2 * out.nbytes
     rows = 0
     if layer is not None and layer.groups > 1 and updated:
-        rows = out.nbytes + _ROW_INDEX_BYTES * layer.out_channels
+        shared = layer.channels // layer.groups  # channels that own the same rows, which are copied for each of them
+        rows = shared * (out.nbytes + _ROW_INDEX_BYTES * layer.out_channels)
     return max(spec.nbytes, rows) + (spec.nbytes if rows else 0)
 
 

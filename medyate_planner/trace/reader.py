@@ -159,6 +159,8 @@ class GraphReader:
         family = f.family_of(name)
         if family in f.WEIGHTED and not self._is_layer(node, family):
             return f.MEASURED
+        if family == f.GROUP_NORM and not _is_dense(args[0]):  # PyTorch keeps a copy of it
+            return f.MEASURED
         if family == f.MAX_POOL and _window_elements(args[1]) > _LARGEST_WINDOW:
             return f.MEASURED
         if family == f.BATCH_NORM and (args[5] or args[3] is None):

@@ -32,7 +32,7 @@ def write_checkpoint(path: Path, model: nn.Module, checkpoint: Checkpoint) -> No
     ):
         state |= {prefix + name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     progress = json.dumps(checkpoint.progress.to_dict(), allow_nan=False)
-    write_atomic(path, lambda temporary: save_file(state, temporary, metadata={"progress": progress}))
+    _write(path, state, {"progress": progress})
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Checkpoint]:
@@ -57,8 +57,17 @@ def _taken(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def write_weights(path: Path, model: nn.Module) -> None:
     """Write the weights alone, under the user's own parameter names."""
-    state = weights_of(model)
-    write_atomic(path, lambda temporary: save_file(state, temporary, metadata={"format": "pt"}))
+    _write(path, weights_of(model), {"format": "pt"})
+
+
+def _write(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    def save(temporary: Path) -> None:
+        try:
+            save_file(dict(state), temporary, metadata=metadata)
+        except SafetensorError as error:  # a full disk, for instance
+            raise OSError(str(error)) from error
+
+    write_atomic(path, save)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

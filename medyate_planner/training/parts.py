@@ -55,7 +55,7 @@ def tensor_hash(tensor: Tensor) -> str:
     """A tensor's type, and the beginning of the SHA-256 of its shape and bits, whatever its memory format."""
     tensor = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(str(list(tensor.shape)).encode())
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return f"{dtype_name(tensor)}:{digest.hexdigest()[:_HASH_DIGITS]}"
 
 

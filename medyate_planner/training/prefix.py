@@ -215,7 +215,7 @@ class _Cutter:
         graph = fx.Graph()
         codegen = self.lean.graph._codegen
         if isinstance(codegen, _PyTreeCodeGen):  # inputs come in as they do there
-            graph.set_codegen(_PyTreeCodeGen(codegen.pytree_info._replace(out_spec=None)))  # type: ignore[arg-type]
+            graph.set_codegen(_PyTreeCodeGen(codegen.pytree_info._replace(out_spec=None)))
         env: dict[fx.Node, Any] = {}
         for node in self.nodes:
             if node.op == "placeholder" or node in skipped:

@@ -174,7 +174,7 @@ class PrefixCache:
 
 def memory_order(value: Tensor, batch_axis: int) -> tuple[int, ...] | None:
     """The axes from the outermost in memory to the innermost, the batch first; None if that leaves gaps."""
-    order = sorted(range(value.dim()), key=lambda axis: (axis != batch_axis, -value.stride(axis), axis))
+    order = sorted(range(value.dim()), key=lambda axis: (axis != batch_axis, -int(value.stride()[axis]), axis))
     return tuple(order) if value.permute(order).is_contiguous() else None
 
 

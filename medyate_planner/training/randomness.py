@@ -56,7 +56,7 @@ def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> N
         torch.set_rng_state(state["torch"])
         if device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], device)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (LookupError, ArithmeticError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"random state: can not be taken over ({error}); start over") from error
 
 
