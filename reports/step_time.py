@@ -50,8 +50,8 @@ def main() -> None:
     torch.set_num_threads(1)
     print(
         f"{SHARE:.0%} of the channels of the last {LAYERS} convolutions, classifier in full, SGD, cross-entropy. "
-        f"128 px, channels_last, 1 thread,\n{REPETITIONS} interleaved repetitions. Times in ms: median (quartiles), minimum. "
-        "Planned / this: median (quartiles) of the quotients\nwithin a repetition, and of the minima.\n"
+        f"128 px, channels_last, 1 thread,\n{REPETITIONS} interleaved repetitions. Times in ms: median (quartiles), "
+        "minimum. Planned / this: median (quartiles) of the quotients\nwithin a repetition, and of the minima.\n"
         "(a) plain PyTorch, norms in evaluation mode. (b) the same, gradients multiplied by masks. (c) the ATen calls "
         "that the plan\nneeds: forward, activation backward, input gradients in the reach, gradients of given slices, "
         "bound to stored tensors; no\nloss, no packing, no selecting, no update. (c') the same calls as straight code "

@@ -25,7 +25,8 @@ class _Packed:
         self.tensor, self.key, self.keeper = tensor, key, keeper
 
     def __del__(self) -> None:
-        self.keeper.released(self.key)
+        if hasattr(self, "keeper"):  # torch.compile makes some that are never filled in
+            self.keeper.released(self.key)
 
 
 class KeptTracker:

@@ -78,14 +78,14 @@ def test_draws_given_to_train_are_those_given_to_plan(folder: Path, options: tup
         assert line["measured_training_bytes"] == predicted["training_bytes"]
 
 
-def test_the_interval_is_in_the_plan_and_its_text(folder: Path) -> None:
+@pytest.mark.usefixtures("folder")
+def test_the_interval_is_in_the_plan_and_its_text() -> None:
     shown = make_plan("steps.json", *KNOWN, "--interval", "5")
     assert strict_json(Path("steps.json").read_text())["sampling"]["interval"] == 5
     assert "channels are redrawn every 5 steps" in shown.out
     assert "redrawn every" not in done("show", "plan.json").out
     changes = done("show", "--diff", "plan.json", "steps.json").out
     assert "sampling.interval" in changes
-    assert folder.exists()
 
 
 def test_selections_have_a_line_for_each_interval(folder: Path) -> None:
@@ -129,7 +129,8 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_run_with_loading_workers_goes_on_within_an_epoch(folder: Path) -> None:
+@pytest.mark.usefixtures("folder")
+def test_a_run_with_loading_workers_goes_on_within_an_epoch() -> None:
     """Real images, decoded, flipped and moved by two processes."""
     options = ("--checkpoint-every", "4", "--augment", "flip+crop", "--workers", "2")
     done(*train_arguments("plan.json", "whole", *options))
@@ -138,7 +139,6 @@ def test_a_run_with_loading_workers_goes_on_within_an_epoch(folder: Path) -> Non
     result = done(*train_arguments("plan.json", "new", *options, "--resume"))
     assert "resuming after epoch 1 and 2 steps of the next" in result.err
     assert same_bytes("new", "whole", "model.safetensors", "selections.jsonl", "checkpoint.safetensors")
-    assert folder.exists()
 
 
 WRONG = {
