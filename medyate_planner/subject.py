@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from medyate_planner.errors import InputError
+from medyate_planner.families import BATCH_NORM
 from medyate_planner.graph import ModelGraph
 from medyate_planner.losses import Loss, LossFunction, named_loss
 from medyate_planner.memory.mode import FUSED, NORMS, UpdateMode
@@ -103,7 +104,15 @@ def check_norm(model: nn.Module, norm: str) -> None:
 
 def _graph_of(traced: Trace, batch_size: int, norm: str) -> ModelGraph:
     graph = traced.graph(batch_size)
-    return graph.with_norms_in_training() if norm == "train" else graph
+    if norm != "train":
+        return graph
+    for op in graph.ops:
+        if op.family == BATCH_NORM and op.output.numel <= op.output.shape[1]:
+            raise InputError(
+                f"norm train: {op.name} ({op.module_path}) has one value per channel at batch size {batch_size}, which "
+                "has no variance; plan for a batch of 2 or more, or choose norm frozen"
+            )
+    return graph.with_norms_in_training()
 
 
 def as_subject(model: nn.Module | Subject, example_inputs: ExampleInputs | None, options: Mapping[str, Any]) -> Subject:

@@ -1,4 +1,4 @@
-"""The oracle of update mode `optimizer`: plain PyTorch on the whole model, with everything masked to what is trained."""
+"""The oracle of update mode `optimizer`: plain PyTorch on the whole model, all masked to what is trained."""
 
 from __future__ import annotations
 

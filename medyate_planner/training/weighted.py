@@ -329,10 +329,10 @@ def _transposed_slice_gradient(site: TransposedSite, slot: Slot, gradient: Tenso
     groups = site.groups
     if groups > 1 and slot.index is not None:
         gradient, groups = _owned_rows(gradient, slot), saved.shape[1]
-    shape = (saved.shape[1], *slot.weight.shape[1:])
+    weight = _stand_in(slot.weight, (saved.shape[1], *slot.weight.shape[1:]))
     result: Tensor = _convolution_backward(
-        gradient, saved, _stand_in(slot.weight, shape), None, site.stride, site.padding, site.dilation, True, site.added,
-        groups, [False, True, False],
+        gradient, saved, weight, None, site.stride, site.padding, site.dilation, True, site.added, groups,
+        [False, True, False],
     )[1]  # fmt: skip
     return result
 
