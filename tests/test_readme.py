@@ -96,6 +96,15 @@ def test_the_budgets_are_met_as_the_readme_says() -> None:
     assert met == every
 
 
+def test_step_times_and_saved_bytes_are_those_of_the_report() -> None:
+    report = (ROOT / "reports" / "step_time.txt").read_text(encoding="utf-8")
+    times = re.findall(r"\(a\) full fine-tuning +[\d.]+ \([^)]*\) +[\d.]+ +([\d.]+) \(", report)
+    saved = re.findall(r"\(a\) full fine-tuning +[\d,]{6,} +([\d.]+) ", report)
+    text = " ".join(README.split())
+    assert f"takes {times[0]} of the time of full fine-tuning on mcunet-5fps and {times[2]} on mbv2-w0.35" in text
+    assert f"saves {saved[0]} and {saved[2]} times fewer bytes; planned for 512 kB, {saved[4]} times fewer" in text
+
+
 @pytest.mark.parametrize("line", re.findall(r"`(medyate [^`]+)`", README))
 def test_every_command_that_is_named_exists(line: str) -> None:
     from medyate_planner.cli import build_app

@@ -164,7 +164,7 @@ def _resume(run: RunFolder, subject: Subject, plan: Plan, recipe: Recipe, facts:
     asked = json.loads(json.dumps({"recipe": asdict(recipe), **facts}))
     changed = [key for key, value in asked.items() if before.get(key) != value]
     if run.plan(plan) != plan:
-        changed.append("plan")
+        changed = [key for key in changed if key != "warmed"] + ["plan"]  # another plan may have another importance
     if changed:
         raise InputError(
             f"{run.path} was started with another {changed[0]}: {before.get(changed[0], 'see its plan.json')}; give "

@@ -30,7 +30,7 @@ class CompactSlot(Slot):
         if self.selects:
             self.compact = nn.Parameter(self.gather())
             self.trained = (self.compact,)
-        self._written = self._version_of_compact()
+        self._same = self._versions()  # of compact parameter and weight when they last had the same values
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What an optimizer steps, by the name of the user's own parameter."""
@@ -40,26 +40,45 @@ class CompactSlot(Slot):
             found[self.layer.bias] = self.bias
         return found
 
+    def synchronise(self) -> None:
+        """Bring the user's own weight up to date, or take it over where the user has changed it (loaded another).
+
+        Raises:
+            StepOrderError: both have changed.
+        """
+        if self.compact is None:
+            return
+        compact, weight = (now != then for now, then in zip(self._versions(), self._same, strict=True))
+        if compact and weight:
+            raise StepOrderError(
+                f"layer {self.layer.name}: the model's weights were changed after a step that they did not know of "
+                "yet; call session.write() before changing them"
+            )
+        if compact:
+            self.write()
+        elif weight:
+            self.read()
+
     def write(self) -> None:
-        """Bring the user's own weight up to date."""
-        if self.compact is not None and self._version_of_compact() != self._written:
+        """Bring the user's own weight up to date, also where the step left no trace (torch's fused optimizers)."""
+        if self.compact is not None:
             self.scatter(self.compact.detach())
-            self._written = self._version_of_compact()
+            self._same = self._versions()
 
     def read(self) -> None:
         """Take over the user's own weight."""
         if self.compact is not None:
             with torch.no_grad():
                 self.compact.copy_(self.gather())
-            self._written = self._version_of_compact()
+            self._same = self._versions()
 
-    def _version_of_compact(self) -> int:
-        return -1 if self.compact is None else int(self.compact._version)
+    def _versions(self) -> tuple[int, int]:
+        return (-1 if self.compact is None else int(self.compact._version)), int(self.weight._version)
 
     def begin_step(self) -> None:
-        """As `Slot.begin_step`, with the weights of the optimizer's last step."""
+        """As `Slot.begin_step`, with the weights of the optimizer's last step, or those that the user has loaded."""
         super().begin_step()
-        self.write()
+        self.synchronise()
 
     def version(self) -> object:
         """The selection, and the weights that the forward computed with."""
@@ -77,7 +96,7 @@ class CompactSlot(Slot):
             )
 
     def _take_over(self, channels: list[int]) -> None:
-        self.write()
+        self.synchronise()
         before, self.channels = self.channels, tuple(channels)
         super()._take_over(channels)
         self.read()

@@ -44,6 +44,7 @@ class Following:
     def before_step(self, optimizer: Optimizer) -> None:
         """Move the state of redrawn channels; what does not run over channels (a factored state) is dropped whole."""
         for parameter, slot in self._own(optimizer):
+            slot.synchronise()
             state = optimizer.state.get(parameter)
             if not state or slot.compact is not parameter or state.get(CHANNELS, slot.channels) == slot.channels:
                 continue
@@ -58,7 +59,8 @@ class Following:
     def after_step(self, optimizer: Optimizer) -> None:
         """Write the weights, free the gradients, and note to which channels the state belongs."""
         for parameter, slot in self._own(optimizer):
-            slot.write()
+            if slot.compact is parameter:
+                slot.write()
             parameter.grad = None
             state = optimizer.state.get(parameter)
             if state and slot.compact is parameter:

@@ -264,7 +264,7 @@ class Session:
     def write(self) -> None:
         """Bring the user's model up to date with the parameters; the optimizer's step does so by itself."""
         for slot in self._compact_slots():
-            slot.write()
+            slot.synchronise()
 
     def attach(self) -> Session:
         """Make `model(...)` itself run planned training whenever the model is in training mode, and as ever in

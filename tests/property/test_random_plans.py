@@ -24,7 +24,7 @@ from medyate_planner.memory.timeline import footprint
 from medyate_planner.planning.plan import Sampling
 from medyate_planner.subject import Subject, _subject, subject_of
 
-PLANS, NETWORKS = 1000, 125
+PLANS, NETWORKS = 1000, 100
 STRATEGIES = ("optimal",) * 8 + ("greedy", "last-k", "bias-only", "head-only", "random", "trady")
 BY_DRAWS = ("random", "trady")  # their quotas change from interval to interval
 
@@ -96,7 +96,8 @@ def random_plan(subject: Subject, dice: Random) -> Plan:
     try:
         return affordable_plan(subject, share, strategy=strategy, request=demands, **options)
     except InputError:  # nothing suits the demands: ask for less
-        return affordable_plan(subject, share, request={"scope": demands["scope"]}, **options)
+        less = {"scope": demands["scope"], "head_mode": "channels"}
+        return affordable_plan(subject, share, request=less, **options)
 
 
 def affordable_plan(subject: Subject, share: float, **options: Any) -> Plan:
