@@ -126,8 +126,8 @@ def _pictures(sketch: Sketch) -> Callable[[int], tuple[Tensor, ...]]:
 def _conv(sketch: Sketch, x: int, *, groups: int | None = None) -> int:
     dice, shape = sketch.dice, sketch.shapes[x]
     divisors = [g for g in range(1, shape.channels + 1) if shape.channels % g == 0]
-    groups = groups or dice.choice([1, 1, dice.choice(divisors), shape.channels])
-    out = groups * dice.randint(1, max(1, 8 // groups))
+    groups = groups or dice.choice([1, 1, dice.choice(divisors[1:-1] or divisors), shape.channels])
+    out = dice.choice([3, 4, 6, 8]) if groups == 1 else groups * dice.randint(1, max(1, 8 // groups))
     kernel = dice.choice([1, 3, 3, (1, 3)])
     padding = tuple(k // 2 for k in (kernel if isinstance(kernel, tuple) else (kernel, kernel)))
     stride = dice.choice([1, 1, 1, 2]) if min(shape.size) > 3 else 1

@@ -14,6 +14,7 @@ from channels import parameters_of
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from random_networks import random_network
+from torch import nn
 
 from medyate_planner import InfeasibleBudgetError, InputError, Plan, plan, verify
 from medyate_planner.graph import LayerKind
@@ -24,7 +25,7 @@ from medyate_planner.memory.timeline import footprint
 from medyate_planner.planning.plan import Sampling
 from medyate_planner.subject import Subject, _subject, subject_of
 
-PLANS, NETWORKS = 1000, 100
+PLANS, NETWORKS = 1000, 80
 STRATEGIES = ("optimal",) * 8 + ("greedy", "last-k", "bias-only", "head-only", "random", "trady")
 BY_DRAWS = ("random", "trady")  # their quotas change from interval to interval
 
@@ -35,6 +36,7 @@ class Traced:
 
     subject: Subject
     dropout: str
+    least_batch: int
 
     def at(self, batch: int, norm: str, mode: UpdateMode) -> Subject:
         made, traced = self.subject, self.subject.traced
@@ -57,7 +59,9 @@ def traced_network(seed: int) -> Traced:
         batch = tuple(x.contiguous(memory_format=torch.channels_last) for x in batch)
     dropout = dice.choice(["off", "keep"])
     loss, head = dice.choice(["cross-entropy", "cross-entropy", "mse"]), dice.choice([None, None, None, "none"])
-    return Traced(subject_of(model, batch, loss=loss, head=head, dropout=dropout), dropout)
+    # torch 2.13's fake GroupNorm gives a channels_last batch of 1 other strides than the real one, and so other copies
+    odd = batch[0].dim() == 4 and any(isinstance(module, nn.GroupNorm) for module in model.modules())
+    return Traced(subject_of(model, batch, loss=loss, head=head, dropout=dropout), dropout, 2 if odd else 1)
 
 
 def random_mode(dice: Random) -> UpdateMode:
@@ -123,8 +127,10 @@ def check(seed: int) -> Plan:
     """Make a random plan, run real steps of it, and compare."""
     dice = Random(seed)
     network = dice.randrange(NETWORKS)
+    traced = traced_network(network)
     norm = dice.choice(["frozen", "frozen", "train"])
-    subject = traced_network(network).at(dice.randint(1, 5), norm, random_mode(dice))
+    least = 2 if norm == "train" else traced.least_batch  # statistics of a batch are of several values
+    subject = traced.at(dice.randint(least, 5), norm, random_mode(dice))
     decided = random_plan(subject, dice)
     result = verify(subject, decided, seed=seed % 1000)
     measured = {category.name: category.measured_bytes for category in result.categories}

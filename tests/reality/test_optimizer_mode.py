@@ -444,17 +444,30 @@ def test_data_loader_workers_bring_the_same_training() -> None:
     assert all(torch.equal(tensor, helped[name]) for name, tensor in alone.items())
 
 
-def test_weights_that_the_user_loads_in_between_are_trained_on() -> None:
+@pytest.mark.parametrize("then", ["train", "evaluate", "evaluate attached", "redraw", "finish"])
+@pytest.mark.parametrize("kind", ["sgd", "adamw, fused"])
+def test_weights_that_the_user_loads_in_between_are_taken_over(kind: str, then: str) -> None:
     """As on going on from a checkpoint: the session must not bring back what it had before."""
     loop = Loop(13)
-    optimizer = loop.optimizers(OPTIMIZERS["sgd"])
+    optimizer = loop.optimizers(OPTIMIZERS[kind])
     loop.step(optimizer)
     other = {name: tensor * 0.9 for name, tensor in loop.model.state_dict().items() if tensor.is_floating_point()}
     for model in (loop.model, loop.oracle.model):
         model.load_state_dict(other, strict=False)
-    loop.step(optimizer)
-    loop.session.finish()
+    inputs, _ = loop.batch()
+    if then.startswith("evaluate"):
+        callee = loop.session.attach().model.eval() if "attached" in then else loop.session.eval()
+        assert torch.equal(callee(*inputs), loop.oracle.model(*inputs))
+        loop.session.train()
+    elif then == "redraw":
+        loop.resample(1)
+    elif then == "finish":
+        loop.session.finish()
     loop.compare()
+    if then != "finish":
+        loop.step(optimizer)
+        loop.session.finish()
+        loop.compare()
 
 
 # What is refused
