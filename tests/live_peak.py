@@ -169,7 +169,10 @@ def _forward_space(graph: ModelGraph, op: Op, reached: bool) -> int:
     if op.family in ("batch_norm", "group_norm"):
         return own + 32 * channels * (batch if op.family == "group_norm" else 1)
     lean = {
-        "max_pool": (8 + 8 + 1) * prod(op.outputs[0].shape),
+        "max_pool": (8 + 8 + 1) * prod(op.outputs[0].shape)
+        + 2
+        * prod(graph.values[op.operands[0]].shape[2:])  # what turns a distance into a place: a byte, padding allowed
+        + 16 * 256,  # the places of the largest window
         "linear": prod(graph.values[op.operands[0]].shape) * FLOAT_BYTES,
     }
     return max(own, lean.get(op.family, 0))
@@ -181,7 +184,7 @@ def _backward_space(graph: ModelGraph, op: Op, owner: Layer | None, updated: boo
     given, made = FLOAT_BYTES * elements, FLOAT_BYTES * prod(graph.values[op.operands[0]].shape)
     selected = 2 * given if updated else 0
     if op.family in ("relu", "clamp"):
-        return 2 * made
+        return made
     if op.family == "batch_norm":
         return given + 32 * op.outputs[0].shape[1] + selected
     if op.family == "max_pool":
@@ -190,5 +193,6 @@ def _backward_space(graph: ModelGraph, op: Op, owner: Layer | None, updated: boo
         return made + 2 * given
     if op.family == "conv":
         assert owner is not None
-        return max(made, given + 32 * owner.weight_shape[0]) + made if updated and owner.groups > 1 else made
+        copies = owner.weight_shape[1] * (given + 32 * owner.weight_shape[0])  # for each channel of a group
+        return max(made, copies) + made if updated and owner.groups > 1 else made
     return op.workspace.backward_bytes + given + (selected if op.family == "group_norm" else 0)

@@ -276,7 +276,7 @@ def test_optimal_writes_a_program_that_others_can_read_and_solve(
         names = re.findall(r"^([A-Za-z_]\w*): ", path.read_text().split("Subject To")[1], re.MULTILINE)
         assert len(names) == len(set(names)) > 2
         known = [re.escape(op.name) for op in problem.graph.ops] + [re.escape(u.name) for u in problem.graph.units]
-        readable = re.compile(rf"\w*({'|'.join(known)}|something|max_layers|max_flops|index|loss|update|forward)\w*")
+        readable = re.compile(rf"\w*({'|'.join(known)}|something|max_layers|max_flops|upkeep|loss|update|forward)\w*")
         assert all(readable.fullmatch(name) for name in names), [n for n in names if not readable.fullmatch(n)]
         solver = highspy.Highs()
         solver.silent()
