@@ -9,6 +9,8 @@ import pytest
 import torch
 from third_party import import_timm, import_torchvision
 
+os.environ.pop("COLUMNS", None)  # pytest-xdist hands the controller's width to its workers
+
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = Path(os.environ.get("MEDYATE_ASSETS", ROOT / ".." / "shared" / "assets")).resolve()
 if ASSETS.is_dir():  # an installed package does not know where the project's root is
