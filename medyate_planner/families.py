@@ -35,6 +35,8 @@ GROUP_NORM = "group_norm"
 # Norms, by operator: the place of the scale among the arguments. A bias stands behind it.
 NORM_SCALES: Mapping[str, int] = {"batch_norm": 1, "layer_norm": 2, "group_norm": 2, "rms_norm": 2}
 
+STATISTICS = "statistics"  # attribute of a norm: their type, where its parameters are of another than its input
+
 # Families whose PyTorch form keeps more than the gradient needs: the executor replaces them.
 WEIGHTED = frozenset({CONV, CONV_TRANSPOSE, LINEAR, ADDMM, EMBEDDING})  # the weights of these are layers
 # Places of input, weight and bias among the arguments, where they are not the first three.

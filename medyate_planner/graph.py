@@ -96,7 +96,7 @@ class Op:
     `operands` are the tensors it reads, in argument order, without weight and bias; `sources` are those of them
     through which a gradient can flow. `measured` gives, for an operator without a rule, what PyTorch keeps for
     the gradient to each source (same order). `weight` and `bias` are those of a layer; a norm's parameters are its
-    `scale` and `shift`.
+    `scale` and `shift`. `cast_bytes`: of weight and bias in the type that autocast computes with, made for the call.
     """
 
     name: str
@@ -114,6 +114,7 @@ class Op:
     shift: str | None = None
     module_path: str = ""
     source_line: str = ""
+    cast_bytes: int = 0
     workspace: Workspace = Workspace(forward_bytes=0, backward_bytes=0)
 
     @property

@@ -55,6 +55,7 @@ def plan_from(
         loss_outputs=graph.outputs,
         dropout="keep" if subject.dropout == "keep" else "off",
         norm=subject.norm,  # type: ignore[arg-type]
+        autocast=subject.autocast,  # type: ignore[arg-type]
         update=subject.mode.update,  # type: ignore[arg-type]
         optimizer=subject.mode.optimizer,  # type: ignore[arg-type]
         accumulation=subject.mode.accumulation,

@@ -17,6 +17,7 @@ from medyate_planner.memory.model import MemoryModel, Updates
 from medyate_planner.memory.peak import PeakModel
 from medyate_planner.planning.plan import Plan
 from medyate_planner.trace import ExampleInputs, InputSpec, Trace, trace
+from medyate_planner.trace.casts import autocasting
 from medyate_planner.trace.layers import find_head
 from medyate_planner.training.dryrun import view_loss
 
@@ -34,6 +35,11 @@ class Subject:
     loss: Loss
     dropout: str = "off"
     norm: str = "frozen"
+
+    @property
+    def autocast(self) -> str | None:
+        """The type that torch.autocast computes with, None without it."""
+        return self.traced.autocast
 
     @property
     def mode(self) -> UpdateMode:
@@ -70,6 +76,7 @@ def subject_of(
     norm: str = "frozen",
     mode: UpdateMode = FUSED,
     device: str = "cpu",
+    autocast: str | None = None,
 ) -> Subject:
     """Trace a model once; report, rank, plan, verify and train can all start from the result.
 
@@ -83,8 +90,9 @@ def subject_of(
         norm: "frozen" for stored statistics of BatchNorms, or "train" for those of the batch.
         mode: How weights are updated.
         device: What a model on the meta device is predicted for.
+        autocast: "bfloat16" to train under torch.autocast, weights in their own type.
     """
-    traced = trace(model, example_inputs, head=head, dropout=dropout, device=device)
+    traced = trace(model, example_inputs, head=head, dropout=dropout, device=device, autocast=autocast)
     check_norm(model, norm)
     graph = _graph_of(traced, batch_size or batch_of(example_inputs), norm)
     return _subject(model, traced, graph, loss, dropout, norm=norm, mode=mode)
@@ -148,7 +156,14 @@ def traced_for(model: nn.Module, plan: Plan) -> tuple[Trace, ModelGraph]:
     inputs: ExampleInputs = tuple(examples)
     if any(spec.name for spec in specs):
         inputs = {str(spec.name): example for spec, example in zip(specs, examples, strict=True)}
-    traced = trace(model, inputs, head=plan.model.head_pattern, dropout=plan.dropout, device=plan.device)
+    traced = trace(
+        model,
+        inputs,
+        head=plan.model.head_pattern,
+        dropout=plan.dropout,
+        device=plan.device,
+        autocast=plan.autocast,
+    )
     check_norm(model, plan.norm)
     graph = _graph_of(traced, plan.batch_size, plan.norm)
     plan.check(graph)
@@ -174,10 +189,20 @@ def _subject(
     mode: UpdateMode,
 ) -> Subject:
     chosen = named_loss(loss)
+    if traced.autocast is not None:
+        chosen = replace(chosen, function=_under_autocast(chosen.function, traced.autocast, traced.device))
     seen = view_loss(traced, graph, chosen.function, chosen.make_target)
     graph = reading(graph, seen.reads, traced.head_pattern)
     memory = MemoryModel(graph, loss=seen.keeps, loss_cost=seen.cost, mode=mode)
     return Subject(model=model, traced=traced, graph=graph, memory=memory, loss=chosen, dropout=dropout, norm=norm)
+
+
+def _under_autocast(function: LossFunction, autocast: str, device: str) -> LossFunction:
+    def within(outputs: Any, target: Any) -> Tensor:
+        with autocasting(autocast, device):
+            return function(outputs, target)
+
+    return within
 
 
 def batch_of(example_inputs: ExampleInputs) -> int:

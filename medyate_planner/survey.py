@@ -26,6 +26,7 @@ from medyate_planner.reporting.view import (
 )
 from medyate_planner.subject import LossSpec, Subject, batch_of, subject_of
 from medyate_planner.trace import ExampleInputs, InputSpec, input_specs
+from medyate_planner.trace.casts import PLANNED_AUTOCASTS
 from medyate_planner.training.dryrun import dry_run
 from medyate_planner.training.ordinary import Ordinary, Regime, dry_ordinary
 from medyate_planner.training.real import real_ordinary, real_session_step
@@ -86,7 +87,7 @@ def report(
     held = gather.weights_by_module(model.model if isinstance(model, Subject) else model)
     with _no_collections():
         on_stage("capturing the model")
-        case = _case(model, example_inputs, options)
+        case = _case(model, example_inputs, options, _planned_autocast(regime, plan))
         if plan is not None:
             _check_plan(case, plan)
         on_stage("a step on fake tensors")
@@ -148,14 +149,26 @@ class _Case:
     known: dict[int, Ordinary] = field(default_factory=dict)
 
 
-def _case(model: nn.Module | Subject, example_inputs: ExampleInputs | None, options: Mapping[str, Any]) -> _Case:
+def _planned_autocast(regime: Regime, plan: Plan | None) -> str | None:
+    """What lean steps compute with: as the plan says, else as full fine-tuning does, where that can be planned."""
+    if plan is not None:
+        return plan.autocast
+    return regime.autocast if regime.autocast in PLANNED_AUTOCASTS else None
+
+
+def _case(
+    model: nn.Module | Subject,
+    example_inputs: ExampleInputs | None,
+    options: Mapping[str, Any],
+    autocast: str | None,
+) -> _Case:
     if isinstance(model, Subject):
         if options or example_inputs is not None:
             raise InputError(
                 f"{', '.join(options) or 'example_inputs'}: a model that was made ready has these already; "
                 "pass them to subject_of"
             )
-        return _case_of(model)
+        return _case_of(model, model.loss)
     if example_inputs is None:
         raise InputError("example_inputs: expected one batch of inputs beside the model, got none")
     unknown = sorted(set(options) - _OPTIONS)
@@ -163,10 +176,10 @@ def _case(model: nn.Module | Subject, example_inputs: ExampleInputs | None, opti
         raise InputError(
             f"{unknown[0]}: report has no such option; beside its own it takes {', '.join(sorted(_OPTIONS))}"
         )
+    loss: LossSpec = options.get("loss", "cross-entropy")
     try:
-        return _case_of(subject_of(model, example_inputs, **options))
+        return _case_of(subject_of(model, example_inputs, autocast=autocast, **options), named_loss(loss))
     except TraceError as error:
-        loss: LossSpec = options.get("loss", "cross-entropy")
         return _Case(
             model=model,
             inputs=input_specs(example_inputs),
@@ -178,12 +191,12 @@ def _case(model: nn.Module | Subject, example_inputs: ExampleInputs | None, opti
         )
 
 
-def _case_of(subject: Subject) -> _Case:
+def _case_of(subject: Subject, loss: Loss) -> _Case:
     return _Case(
         model=subject.model,
         inputs=subject.traced.inputs,
         batch_size=subject.graph.batch_size,
-        loss=subject.loss,
+        loss=loss,
         device=subject.traced.device,
         subject=subject,
     )

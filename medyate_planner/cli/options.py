@@ -103,7 +103,7 @@ def make_example(loaded: LoadedModel, options: ModelOptions) -> Tensor:
 
 
 def make_subject(loaded: LoadedModel, options: ModelOptions, **updating: Any) -> Subject:
-    """Trace a loaded model; `updating`: the mode and norm of `subject_of`."""
+    """Trace a loaded model; `updating`: mode, norm and autocast of `subject_of`."""
     from medyate_planner.subject import subject_of
 
     model = loaded.model.to(options.device)

@@ -149,7 +149,8 @@ def _prepare(model: str, importance: Path | None, chosen: PlanOptions, options: 
         _exists(importance)
     loaded = load(model, options)
     say(f"model: {loaded.spec}, weights: {loaded.weights_source}")
-    subject = make_subject(loaded, options, mode=chosen.updating.mode(), norm=chosen.updating.norm)
+    updating = chosen.updating
+    subject = make_subject(loaded, options, mode=updating.mode(), norm=updating.norm, autocast=updating.autocast)
     measured = read_importance(importance, subject)
     if measured is None:
         say("importance: mean squared weight per channel (no data seen); measure it with `medyate rank`")

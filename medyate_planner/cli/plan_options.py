@@ -42,6 +42,8 @@ class UpdateOptions:
     "Passes whose gradients are summed before a step."
     norm: str = "frozen"
     "frozen (stored statistics of BatchNorms) or train (those of the batch)."
+    autocast: str | None = None
+    "bfloat16: train under torch.autocast, weights in their own type."
 
     def mode(self) -> UpdateMode:
         """The update mode.

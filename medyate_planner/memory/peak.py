@@ -102,10 +102,12 @@ class PeakModel:
 
     def gradient_copies(self, position: int) -> Mapping[str, int]:
         """Copies of gradients alive while they are made: one more than is kept where a convolution's is put into the
-        memory order of the parameter that the optimizer steps."""
+        memory order of the parameter that the optimizer steps, or one is cast to the type of the parameter."""
         copies = dict(self.memory.gradient_copies(position))
-        owner = self.memory.site_layer.get(self.graph.ops[position].name)
-        if owner is not None and not self.memory.mode.is_fused and len(owner.weight_shape) > 2:
+        op = self.graph.ops[position]
+        owner = self.memory.site_layer.get(op.name)
+        arranged = owner is not None and not self.memory.mode.is_fused and len(owner.weight_shape) > 2
+        if owner is not None and (arranged or op.cast_bytes):
             copies[owner.name] += 1
         return copies
 

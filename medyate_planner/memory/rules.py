@@ -104,7 +104,7 @@ def _group_norm(graph: ModelGraph, op: Op, source: str) -> tuple[Keep, ...]:
 
 
 def _statistics(op: Op, rows: int) -> tuple[Keep, ...]:
-    element = op.output.element_bytes
+    element = ELEMENT_BYTES[str(op.attributes.get(f.STATISTICS, op.output.dtype))]
     return (Keep(f"{op.name}/mean", rows * element), Keep(f"{op.name}/rstd", rows * element))
 
 

@@ -13,10 +13,10 @@ _MASKED = (f.RELU, f.CLAMP, f.LEAKY_RELU, f.HARD_SIGMOID, f.DROPOUT)
 
 def forward_workspace(graph: ModelGraph, op: Op, *, reached: bool) -> int:
     """Bytes of an operator's forward beside operands and results; `reached`: its output needs a gradient."""
-    own = op.workspace.forward_bytes
+    own = op.workspace.forward_bytes + op.cast_bytes
     if reached and op.scale is not None:
         return own + _norm_forward(graph, op)
-    return max(own, _lean_forward(graph, op)) if reached and op.family in f.LEAN else own
+    return max(own, _lean_forward(graph, op) + op.cast_bytes) if reached and op.family in f.LEAN else own
 
 
 def backward_workspace(graph: ModelGraph, op: Op, layer: Layer | None, *, updated: bool) -> int:
@@ -26,7 +26,7 @@ def backward_workspace(graph: ModelGraph, op: Op, layer: Layer | None, *, update
     """
     updated_norm = 2 * op.output.nbytes if updated and op.scale is not None else 0  # gradients of selected channels
     if op.family in f.LEAN:
-        return _lean_backward(graph, op, layer, updated=updated) + updated_norm
+        return _lean_backward(graph, op, layer, updated=updated) + op.cast_bytes + updated_norm
     return updated_norm + op.workspace.backward_bytes + op.output.nbytes
 
 

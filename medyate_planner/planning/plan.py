@@ -156,6 +156,7 @@ class Plan(_Part):
     loss_outputs: tuple[str, ...] = Field(description="names of the model's outputs (in its graph) that the loss reads")
     dropout: Literal["off", "keep"] = "off"
     norm: Literal["frozen", "train"] = "frozen"
+    autocast: Literal["bfloat16"] | None = Field(default=None, description="the type torch.autocast computes with")
     budget_bytes: int = Field(ge=1)
     scope: Literal["update", "training", "peak"]
     margin_ratio: float = Field(default=0.0, ge=0, description="part of the budget kept free, relative to the rest")

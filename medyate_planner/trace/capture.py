@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 from medyate_planner.errors import InputError, MedyateError, TraceError
 from medyate_planner.families import CONV, DROPOUTS, family_of
 from medyate_planner.graph import ModelGraph
+from medyate_planner.trace.casts import autocasting, check_autocast, explicit_casts
 from medyate_planner.trace.failure import cause_of, quiet_torch
 from medyate_planner.trace.fake import dtype_name, fake_twin, operator_name
 from medyate_planner.trace.inline import inline_regions
@@ -70,6 +71,7 @@ class Trace:
     inputs: tuple[InputSpec, ...]
     head_pattern: str | None = None
     device: str = "cpu"
+    autocast: str | None = None
     _graphs: dict[int, ModelGraph] = field(default_factory=dict, compare=False, repr=False)
     _outputs: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -110,6 +112,7 @@ def trace(
     head: str | None = None,
     dropout: str = "off",
     device: str = "cpu",
+    autocast: str | None = None,
 ) -> Trace:
     """Capture a model in evaluation mode (norms frozen, dropout off unless `dropout="keep"`).
 
@@ -120,14 +123,16 @@ def trace(
         dropout: "off" or "keep": dropout modules run as in training (not what a model draws by itself in training
             mode alone, such as stochastic depth or the dropout inside attention).
         device: Where the model is to be trained; predictions are made for this device.
+        autocast: "bfloat16": capture what the model does under torch.autocast, its casts as operators.
 
     Raises:
-        InputError: the example inputs have no common batch dimension.
+        InputError: the example inputs have no common batch dimension; an unknown device or type.
         TraceError: torch.export can not capture the model; the text names the cause.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a torch.nn.Module, got a {type(model).__name__}")
     check_device(device)
+    check_autocast(autocast)
     args, kwargs = _split_inputs(example_inputs)
     specs = input_specs(example_inputs)
     modes = [(module, module.training) for module in model.modules()]
@@ -135,7 +140,7 @@ def trace(
     _check_names(model)
     model.eval()
     try:
-        with _without_cache(model), quiet_torch():
+        with _without_cache(model), quiet_torch(), autocasting(autocast, device):
             if where.type == torch.device(device).type:
                 module = _export(model, args, kwargs, where)
             else:
@@ -147,9 +152,11 @@ def trace(
     finally:
         for submodule, training in modes:
             submodule.training = training
-    inline_regions(module)
+    inline_regions(module, device)
     _clean(module, dropout)
-    return Trace(module=module, inputs=specs, head_pattern=head, device=device)
+    with quiet_torch():
+        explicit_casts(module, [spec.empty(_CAPTURE_BATCH, "meta") for spec in specs], device, autocast)
+    return Trace(module=module, inputs=specs, head_pattern=head, device=device, autocast=autocast)
 
 
 def _export(

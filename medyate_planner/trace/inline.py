@@ -1,4 +1,4 @@
-"""Put what torch.export wraps back into the graph: regions without gradients, and those with autocast switched off."""
+"""Put what torch.export wraps back into the graph: regions without gradients, or with an autocast of their own."""
 
 from __future__ import annotations
 
@@ -7,32 +7,37 @@ from typing import Any
 import torch
 from torch import fx
 
+from medyate_planner.trace.casts import REGIME
 from medyate_planner.trace.fake import operator_name
 
 _NO_GRAD, _AUTOCAST = "wrap_with_set_grad_enabled", "wrap_with_autocast"
 
 
-def inline_regions(module: fx.GraphModule) -> None:
+def inline_regions(module: fx.GraphModule, device: str) -> None:
     """Replace the calls of wrapped regions by the operators inside; results of a region without gradients are detached.
 
-    A region that switches autocast on stays as it is: an operator like any other, which has no rule.
+    Operators of a region in which autocast is switched on, or off, for `device` say so in their meta (`REGIME`).
     """
     found = True
     while found:  # regions may hold regions
         found = False
         for node in list(module.graph.nodes):
-            if node.op == "call_function" and _is_plain_region(node):
-                _inline(module, node)
+            if node.op == "call_function" and operator_name(node.target) in (_NO_GRAD, _AUTOCAST):
+                _inline(module, node, torch.device(device).type)
                 found = True
     module.graph.eliminate_dead_code()
 
 
-def _is_plain_region(node: fx.Node) -> bool:
-    name = operator_name(node.target)
-    return name == _NO_GRAD or (name == _AUTOCAST and not node.args[2])
+def _regime(node: fx.Node, device: str) -> dict[str, str | None]:
+    """What a region of autocast, `(device, type, whether it is on, …)`, says of the operators inside."""
+    if operator_name(node.target) != _AUTOCAST or node.args[0] != device:
+        return {}
+    dtype = node.args[1] or torch.get_autocast_dtype(device)
+    return {REGIME: str(dtype).removeprefix("torch.") if node.args[2] else None}
 
 
-def _inline(module: fx.GraphModule, node: fx.Node) -> None:
+def _inline(module: fx.GraphModule, node: fx.Node, device: str) -> None:
+    regime = _regime(node, device)
     first = 1 if operator_name(node.target) == _NO_GRAD else 4
     without_gradient = first == 1 and not node.args[0]
     region: Any = node.args[first]
@@ -51,7 +56,7 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
                 results = fx.node.map_arg(part.args[0], lambda n: values[n])
             else:
                 values[part] = module.graph.node_copy(part, lambda n: values[n])
-                values[part].meta = {**node.meta, **part.meta}
+                values[part].meta = {**node.meta, **regime, **part.meta}
         if without_gradient:
             results = fx.node.map_arg(results, lambda n: _detached(module, n))
     for user in list(node.users):  # a region returns a tuple

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from medyate_planner import families as f
 from medyate_planner.errors import TraceError
 from medyate_planner.graph import Attribute, MeasuredKeep, ModelGraph, Op, Storage, StorageKind, TensorSpec
+from medyate_planner.trace.casts import behind_cast, is_cast
 from medyate_planner.trace.fake import dtype_name, fake_twin, is_inplace, lookup, operator_name, storage_key
 from medyate_planner.trace.layers import find_head, find_layers, find_norms
 from medyate_planner.trace.observe import Observer
@@ -97,7 +98,7 @@ class GraphReader:
             id(parameters[name])
             for node, name in self.parameter_nodes.items()
             for user in node.users
-            if name not in owned.get(user.name, ())
+            if name not in owned.get(self._past_cast(user).name, ())
         )
 
     def _input(self, node: fx.Node, spec: InputSpec) -> Tensor:
@@ -120,9 +121,23 @@ class GraphReader:
         self.alive.append(fake)
         return fake
 
+    def _past_cast(self, node: fx.Node) -> fx.Node:
+        """The layer's operator that a cast of its weight or bias is made for; any other node is its own."""
+        if behind_cast(node) is node or behind_cast(node) not in self.parameter_nodes:
+            return node
+        user: fx.Node = next(iter(node.users))
+        family = f.family_of(operator_name(user.target)) if user.op == "call_function" else f.MEASURED
+        if family not in f.WEIGHTED or not self._is_layer(user, family):
+            return node
+        return user if behind_cast(node) in (_weight_node(user, family), _bias_of(user, family)) else node
+
     def _call(self, node: fx.Node) -> None:
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self.env[n])
         target: Callable[..., Any] = node.target  # type: ignore[assignment]
+        if is_cast(node) and self._past_cast(node) is not node:  # part of that operator
+            with self.mode:
+                self.env[node] = target(*args)
+            return
         name = operator_name(target)
         family = self._family(node, args)
         candidates = [n for n in node.all_input_nodes if n.name in self.flows or n.op == "placeholder"]
@@ -187,7 +202,7 @@ class GraphReader:
         bias = _bias_of(node, family)
         if family == f.CONV_TRANSPOSE:
             groups = node.args[6] if len(node.args) > 6 else 1
-            if groups not in (1, self.env[node.args[1]].shape[0]):  # type: ignore[index]
+            if groups not in (1, self.env[_weight_node(node, family)].shape[0]):
                 return False
         plain = isinstance(bias, fx.Node) and bias.op == "get_attr"
         if family == f.ADDMM:
@@ -216,6 +231,16 @@ class GraphReader:
         return (
             (self.parameter_nodes[scale], bias) if possible[name] and given.dim() > 1 and not computed else (None, None)
         )
+
+    def _statistics(self, node: fx.Node, family: str) -> Mapping[str, Attribute]:
+        """The type of a norm's statistics, where its parameters are of another than its input."""
+        place = f.NORM_SCALES.get(operator_name(node.target))
+        scale = self.env.get(node.args[place]) if place is not None and len(node.args) > place else None  # type: ignore[arg-type]
+        if family == f.MEASURED or not isinstance(scale, Tensor):
+            return {}
+        given: Tensor = self.env[node.args[0]]  # type: ignore[index]
+        wide = torch.promote_types(given.dtype, scale.dtype)
+        return {} if given.dtype == scale.dtype else {f.STATISTICS: str(wide).removeprefix("torch.")}
 
     def _note(self, name: str, tensor: Tensor, kind: StorageKind) -> TensorSpec:
         spec = TensorSpec(
@@ -263,7 +288,7 @@ class GraphReader:
             sources=sources,
             outputs=specs,
             inplace=is_inplace(node),
-            attributes=_attributes(node, family),
+            attributes={**_attributes(node, family), **self._statistics(node, family)},
             measured=measured,
             weight=self.parameter_nodes[_weight_node(node, family)] if has_weight else None,
             bias=self.parameter_nodes.get(bias_node) if isinstance(bias_node, fx.Node) else None,
@@ -271,6 +296,7 @@ class GraphReader:
             shift=shift,
             module_path=path,
             source_line=_source_line(node),
+            cast_bytes=sum(self.env[n].nbytes for n in node.all_input_nodes if self._past_cast(n) is node),
         )
 
     def _operands(self, node: fx.Node, family: str) -> tuple[str, ...]:
@@ -299,14 +325,14 @@ def _bytes_beside_parameters(module: nn.Module) -> int:
 
 
 def _weight_node(node: fx.Node, family: str) -> fx.Node:
-    found = node.args[f.PLACES.get(family, (0, 1, 2))[1]]
+    found = behind_cast(node.args[f.PLACES.get(family, (0, 1, 2))[1]])
     assert isinstance(found, fx.Node)
     return found
 
 
 def _bias_of(node: fx.Node, family: str) -> Any:
     place = f.PLACES.get(family, (0, 1, 2))[2]
-    return node.args[place] if place is not None and len(node.args) > place else None
+    return behind_cast(node.args[place]) if place is not None and len(node.args) > place else None
 
 
 def _window_elements(kernel: Any) -> int:

@@ -13,6 +13,7 @@ from torch import fx, nn
 from medyate_planner import families as f
 from medyate_planner.errors import TraceError
 from medyate_planner.graph import ModelGraph, Op
+from medyate_planner.trace.casts import behind_cast, cast_of
 from medyate_planner.trace.fake import operator_name
 from medyate_planner.training import norms, passing
 from medyate_planner.training.slots import Slot
@@ -51,12 +52,17 @@ def rewrite(
     for op in graph.ops:
         if op.family == f.BATCH_NORM_TRAIN:
             _use_statistics_of_batch(nodes[op.name])
-        if op.name in active and (op.family in f.LEAN or op.name in slots):
+        if op.name in active and (op.family in f.LEAN or op.name in slots or _of_two_types(op)):
             _replace(lean, nodes[op.name], op, slots.get(op.name))
     _cut_what_the_loss_ignores(lean, graph, active)
     lean.graph.eliminate_dead_code()
     lean.recompile()
     return lean
+
+
+def _of_two_types(op: Op) -> bool:
+    """A norm with parameters of another type than its input, of which fake kernels get the statistics' type wrong."""
+    return f.STATISTICS in op.attributes
 
 
 def batch_counters(model: nn.Module, module: fx.GraphModule, graph: ModelGraph) -> list[torch.Tensor]:
@@ -86,22 +92,10 @@ def _use_statistics_of_batch(node: fx.Node) -> None:
 
 
 def _replace(lean: fx.GraphModule, node: fx.Node, op: Op, slot: Slot | None) -> None:
-    if op.family == f.CONV:
-        site, inputs = _conv_site(node)
+    if op.family in f.WEIGHTED:
+        site, inputs = _weighted_site(node, op)
         site.slot = slot
-    elif op.family == f.CONV_TRANSPOSE:
-        site, inputs = _transposed_site(node)
-        site.slot = slot
-    elif op.family == f.EMBEDDING:
-        site, inputs = EmbeddingSite(tuple(node.args[2:])), tuple(node.args[:2])
-        site.slot = slot
-    elif op.family == f.LINEAR:
-        site, inputs = LinearSite(), (*node.args[:2], node.args[2] if len(node.args) > 2 else None)
-        site.slot = slot
-    elif op.family == f.ADDMM:
-        site, inputs = AddmmSite(), tuple(node.args[:3])
-        site.slot = slot
-    elif slot is not None and op.scale is not None:
+    elif (op.family != f.BATCH_NORM and _of_two_types(op)) or (slot is not None and op.scale is not None):
         site, inputs = _norm_site(node, op)
         site.slot = slot
     elif op.family == f.BATCH_NORM:
@@ -115,6 +109,24 @@ def _replace(lean: fx.GraphModule, node: fx.Node, op: Op, slot: Slot | None) -> 
     replacement.meta = dict(node.meta)
     node.replace_all_uses_with(replacement)
     lean.graph.erase_node(node)
+
+
+def _weighted_site(node: fx.Node, op: Op) -> tuple[Any, tuple[Any, ...]]:
+    """A layer's site, and its inputs with the parameters themselves in place of what autocast makes of them."""
+    site: Any
+    if op.family == f.EMBEDDING:
+        return EmbeddingSite(tuple(node.args[2:])), tuple(node.args[:2])
+    if op.family == f.CONV:
+        site, inputs = _conv_site(node)
+    elif op.family == f.CONV_TRANSPOSE:
+        site, inputs = _transposed_site(node)
+    elif op.family == f.LINEAR:
+        site, inputs = LinearSite(), (*node.args[:2], node.args[2] if len(node.args) > 2 else None)
+    else:
+        site, inputs = AddmmSite(), tuple(node.args[:3])
+    own = [behind_cast(n) if op.cast_bytes else n for n in inputs]
+    site.cast = next((cast_of(n) for n, found in zip(inputs, own, strict=True) if found is not n), None)
+    return site, tuple(own)
 
 
 def _conv_site(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:

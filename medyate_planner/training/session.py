@@ -19,6 +19,7 @@ from medyate_planner.graph import ModelGraph
 from medyate_planner.memory.mode import FUSED, UpdateMode
 from medyate_planner.memory.model import MemoryModel, Updates
 from medyate_planner.trace import Trace, lookup
+from medyate_planner.trace.casts import autocasting
 from medyate_planner.training.boosting import Boosting
 from medyate_planner.training.compact import CompactSlot
 from medyate_planner.training.following import Following
@@ -138,17 +139,17 @@ class Session:
         if not self.training:
             self.write()
             self.model.eval()  # the user may have called model.train() in between
-            with torch.no_grad():
+            with torch.no_grad(), autocasting(self._traced.autocast, self.anchor.device.type):
                 return self.model(*args, **kwargs)
         return self.run(args, kwargs)
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Forward of the lean graph; errors as for a call."""
-        if torch.is_autocast_enabled(self.anchor.device.type):
-            raise InputError(
-                "planned training under autocast is not supported: what it keeps was planned for the model's own type; "
-                "plan for a model in bfloat16 instead (--dtype bfloat16, or model.to(torch.bfloat16))"
-            )
+        kind = self.anchor.device.type
+        if torch.is_autocast_enabled(kind):
+            self._check_autocast(kind)
+            with torch.autocast(kind, enabled=False):  # its casts are operators of the graph
+                return self.run(args, kwargs)
         self._check_inputs(args, kwargs)
         if self.before_forward is not None:
             self.before_forward()
@@ -166,6 +167,14 @@ class Session:
         outputs = execute(*args, **kwargs)
         self._watch(outputs)
         return outputs
+
+    def _check_autocast(self, kind: str) -> None:
+        within, planned = str(torch.get_autocast_dtype(kind)).removeprefix("torch."), self._traced.autocast
+        if within != planned:
+            raise InputError(
+                f"a training step under autocast {within} with a plan made for {planned or 'no autocast'}: what it "
+                f"keeps would be of another type; plan again with --autocast {within}"
+            )
 
     def _check_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         for index, spec in enumerate(self._inputs):

@@ -40,6 +40,7 @@ class ConvSite(nn.Module):
         plain = groups == 1 and set(stride) == {1} and set(padding) == {0}
         self.pointwise = not self.transposed and kernel == (1, 1) and plain
         self.slot: Slot | None = None
+        self.cast: torch.dtype | None = None  # that autocast computes with, of weight and bias
         self.arguments: tuple[Any, ...] = (stride, padding, dilation, groups)
         self._added: dict[tuple[torch.Size, torch.Size], list[int]] = {}
 
@@ -73,6 +74,7 @@ class LinearSite(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.slot: Slot | None = None
+        self.cast: torch.dtype | None = None
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The original linear layer, `(*, in)` to `(*, out)`."""
@@ -87,6 +89,7 @@ class AddmmSite(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.slot: Slot | None = None
+        self.cast: torch.dtype | None = None
 
     def forward(self, bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """The original product, `(positions, in)` to `(positions, out)`."""
@@ -159,6 +162,8 @@ class _Conv(torch.autograd.Function):
             ctx.version = slot.version()
             if slot.trains_weight:
                 ctx.save_for_backward(slot.keep(_compact_channels(x, slot)))
+        if site.cast is not None:
+            weight, bias = _cast(weight, bias, site.cast)
         result: Tensor = site.target(x, weight, bias, *site.arguments)
         return result
 
@@ -166,6 +171,8 @@ class _Conv(torch.autograd.Function):
     @backward_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         site, weight, slot = ctx.site, ctx.weight, ctx.site.slot
+        if site.cast is not None:
+            weight = weight.to(site.cast)
         rows = as_rows(gradient) if site.pointwise and is_channels_last(gradient) else None
         below = own = None
         if ctx.needs_input_grad[0]:
@@ -180,11 +187,15 @@ class _Conv(torch.autograd.Function):
         if slot.trains_weight:
             (saved,) = ctx.saved_tensors
             own = (
-                _conv_weight_gradient(site, slot, gradient, ctx.shape, saved)
+                _conv_weight_gradient(site, slot, weight, gradient, ctx.shape, saved)
                 if rows is None or saved.dim() != 2
                 else torch.mm(rows.t(), saved).view(weight.shape[0], -1, 1, 1)
             )
-        of_weight, of_bias, *of_trained = slot.receive(own, _over_channels(gradient) if slot.bias is not None else None)
+            if site.cast is not None:
+                own = own.to(slot.weight.dtype)
+        of_weight, of_bias, *of_trained = slot.receive(
+            own, None if slot.bias is None else _over_channels(gradient, slot.bias.dtype)
+        )
         return below, of_weight, of_bias, None, *of_trained
 
 
@@ -199,6 +210,8 @@ class _Linear(torch.autograd.Function):
             ctx.version = slot.version()
             if slot.trains_weight:
                 ctx.save_for_backward(slot.keep(_compact_features(x, slot)))
+        if site.cast is not None:
+            weight, bias = _cast(weight, bias, site.cast)
         result: Tensor = _aten.linear.default(x, weight, bias)
         if result.dim() > 2:  # made through a view, which nothing could then change in place
             result = _aten._unsafe_view.default(result, result.shape)
@@ -207,15 +220,17 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @backward_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight, slot = ctx.weight, ctx.site.slot
+        site, weight, slot = ctx.site, ctx.weight, ctx.site.slot
+        if site.cast is not None:
+            weight = weight.to(site.cast)
         rows = gradient.reshape(-1, gradient.shape[-1])
         below = (rows @ weight).view(ctx.shape) if ctx.needs_input_grad[0] else None
         if slot is None:
             return below, None, None, None
         slot.check(ctx.version)
         of_weight, of_bias, *of_trained = slot.receive(
-            rows.t() @ ctx.saved_tensors[0] if slot.trains_weight else None,
-            rows.sum(dim=0) if slot.bias is not None else None,
+            (rows.t() @ ctx.saved_tensors[0]).to(slot.weight.dtype) if slot.trains_weight else None,
+            None if slot.bias is None else rows.sum(dim=0, dtype=slot.bias.dtype),
         )
         return below, of_weight, of_bias, None, *of_trained
 
@@ -229,22 +244,31 @@ class _Addmm(torch.autograd.Function):
             ctx.version = slot.version()
             if slot.trains_weight:
                 ctx.save_for_backward(slot.keep(_compact_features(x, slot)))
+        if site.cast is not None:
+            weight, bias = _cast(weight, bias, site.cast)
         result: Tensor = _aten.addmm.default(bias, x, weight)
         return result
 
     @staticmethod
     @backward_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight, slot = ctx.weight, ctx.site.slot
+        site, weight, slot = ctx.site, ctx.weight, ctx.site.slot
+        if site.cast is not None:
+            weight = weight.to(site.cast)
         below = gradient @ weight.t() if ctx.needs_input_grad[0] else None
         if slot is None:
             return below, None, None, None
         slot.check(ctx.version)
         of_weight, of_bias, *of_trained = slot.receive(
-            ctx.saved_tensors[0].t() @ gradient if slot.trains_weight else None,
-            gradient.sum(dim=0) if slot.bias is not None else None,
+            (ctx.saved_tensors[0].t() @ gradient).to(slot.weight.dtype) if slot.trains_weight else None,
+            None if slot.bias is None else gradient.sum(dim=0, dtype=slot.bias.dtype),
         )
         return below, of_weight, of_bias, None, *of_trained
+
+
+def _cast(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Any]:
+    """As autocast does: for this call alone. What is kept for backward is the parameter, which is there anyway."""
+    return weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _compact_features(x: Tensor, slot: Slot) -> Tensor:
@@ -283,9 +307,9 @@ def as_image(rows: Tensor, shape: torch.Size) -> Tensor:
     return rows.as_strided((batch, n, height, width), (height * width * n, 1, width * n, n))
 
 
-def _over_channels(gradient: Tensor) -> Tensor:
+def _over_channels(gradient: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum over everything but channels, `(C,)`."""
-    return gradient.sum(dim=[d for d in range(gradient.dim()) if d != 1])
+    return gradient.sum(dim=[d for d in range(gradient.dim()) if d != 1], dtype=dtype)
 
 
 def _conv_input_gradient(site: ConvSite, gradient: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
@@ -296,17 +320,18 @@ def _conv_input_gradient(site: ConvSite, gradient: Tensor, weight: Tensor, shape
     )
 
 
-def _conv_weight_gradient(site: ConvSite, slot: Slot, gradient: Tensor, shape: torch.Size, saved: Tensor) -> Tensor:
+def _conv_weight_gradient(
+    site: ConvSite, slot: Slot, weight: Tensor, gradient: Tensor, shape: torch.Size, saved: Tensor
+) -> Tensor:
     """Gradient of the selected slice, in the form that the slot applies.
 
     `(C_out, n, *k)` ungrouped, `(rows, 1, *k)` depthwise, `(rows, *k)` grouped. A grouped convolution is treated as
     one group per selected channel, so that only the rows a channel owns are computed.
     """
-    weight = slot.weight
     if saved.dim() == 2:
         saved = as_image(saved, shape)
     if isinstance(site, TransposedSite):
-        return _transposed_slice_gradient(site, slot, gradient, saved)
+        return _transposed_slice_gradient(site, slot, weight, gradient, saved)
     if slot.index is None:
         return _slice_gradient(site, weight, gradient, saved, tuple(weight.shape), site.groups)
     if site.groups == 1:
@@ -324,12 +349,14 @@ def _owned_rows(gradient: Tensor, slot: Slot) -> Tensor:
     return as_image(as_rows(gradient).index_select(1, slot.rows()), gradient.shape)
 
 
-def _transposed_slice_gradient(site: TransposedSite, slot: Slot, gradient: Tensor, saved: Tensor) -> Tensor:
+def _transposed_slice_gradient(
+    site: TransposedSite, slot: Slot, weight: Tensor, gradient: Tensor, saved: Tensor
+) -> Tensor:
     """`(n, C_out/G, *k)`: the rows of the selected channels; as many groups as channels if there is one for each."""
     groups = site.groups
     if groups > 1 and slot.index is not None:
         gradient, groups = _owned_rows(gradient, slot), saved.shape[1]
-    weight = _stand_in(slot.weight, (saved.shape[1], *slot.weight.shape[1:]))
+    weight = _stand_in(weight, (saved.shape[1], *weight.shape[1:]))
     result: Tensor = _convolution_backward(
         gradient, saved, weight, None, site.stride, site.padding, site.dilation, True, site.added, groups,
         [False, True, False],

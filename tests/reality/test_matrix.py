@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from medyate_planner import InfeasibleBudgetError, Plan, plan, verify
 from medyate_planner.api import open_session
 from medyate_planner.graph import Layer
+from medyate_planner.losses import named_loss
 from medyate_planner.memory.mode import FUSED, UpdateMode
 from medyate_planner.memory.model import Updates
 from medyate_planner.memory.timeline import footprint
@@ -31,7 +32,7 @@ MODES = {
     "momentum": UpdateMode(update="optimizer", optimizer="momentum"),
     "adamw": UpdateMode(update="optimizer", optimizer="adamw"),
 }
-DTYPES = (torch.float32, torch.bfloat16)
+KINDS = {"float32": (torch.float32, None), "bfloat16": (torch.bfloat16, None), "autocast": (torch.float32, "bfloat16")}
 INTERVALS = (0, 1, 1)  # of the three steps of a run
 STOP = 2  # steps before the run is stopped, in the middle of an interval
 
@@ -47,6 +48,7 @@ class Case:
     name: str
     dtype: torch.dtype
     traced: Subject
+    autocast: str | None = None
     subjects: dict[tuple[int, str], Subject] = field(default_factory=dict)
     plans: dict[tuple[int, str], Plan] = field(default_factory=dict)
     references: dict[tuple[int, torch.dtype], tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
@@ -85,8 +87,11 @@ class Case:
         if (size, dtype) not in self.references:
             inputs, target = self.batch(size)
             model = copy.deepcopy(self.traced.model).eval().requires_grad_().to(dtype)
-            outputs = call(model, tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, inputs))
-            self.traced.loss.function(outputs, target).backward()
+            casts = self.autocast is not None and dtype == self.dtype
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=casts):
+                outputs = call(model, tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, inputs))
+                value = loss_of(self.name)(outputs, target)
+            value.backward()
             gradients = {name: p.grad for name, p in parameters_of(model).items() if p.grad is not None}
             self.references[size, dtype] = logits(outputs).detach(), gradients
         return self.references[size, dtype]
@@ -94,6 +99,10 @@ class Case:
     def true_gradient(self, size: int, name: str, part: Callable[[Tensor], Tensor]) -> Tensor:
         """A part of a gradient, in float64."""
         return part(self.reference(size, torch.float64)[1][name])
+
+
+def loss_of(name: str) -> Callable[..., Tensor]:
+    return named_loss(NETWORKS[name].loss).function
 
 
 def logits(outputs: Any) -> Tensor:
@@ -105,15 +114,15 @@ def logits(outputs: Any) -> Tensor:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((name, dtype), marks=pytest.mark.assets if network.zoo else (), id=f"{name}, {str(dtype)[6:]}")
+        pytest.param((name, kind), marks=pytest.mark.assets if network.zoo else (), id=f"{name}, {kind}")
         for name, network in NETWORKS.items()
-        for dtype in DTYPES
+        for kind in KINDS
     ],
 )
 def case(request: pytest.FixtureRequest) -> Case:
-    name, dtype = request.param
-    model = make(name, dtype)
-    return Case(name, dtype, subject_of(model, batch_of(name, 8, dtype), loss=NETWORKS[name].loss))
+    name, (dtype, autocast) = request.param[0], KINDS[request.param[1]]
+    batch, loss = batch_of(name, 8, dtype), NETWORKS[name].loss
+    return Case(name, dtype, subject_of(make(name, dtype), batch, loss=loss, autocast=autocast), autocast)
 
 
 @pytest.fixture
@@ -169,7 +178,8 @@ def test_forward_is_bit_identical_and_gradients_are_the_full_models(case: Case, 
         channels = drawn.get(layer.name) if name == layer.weight else None
         part = partial(part_of, layer, channels)
         true = partial(case.true_gradient, batch, name, part)
-        assert_gradient(name, gradient, part(case.reference(batch, case.dtype)[1][name]), true)
+        computed = None if case.autocast is None else torch.bfloat16
+        assert_gradient(name, gradient, part(case.reference(batch, case.dtype)[1][name]), true, computed_in=computed)
 
 
 def part_of(layer: Layer, channels: list[int] | None, whole: Tensor) -> Tensor:
