@@ -52,9 +52,9 @@ def data() -> TensorDataset:
 
 
 @functools.cache
-def planned(update: str, *, accumulation: int = 1) -> Plan:
+def planned(update: str, *, accumulation: int = 1, autocast: str | None = None) -> Plan:
     asked = {"update": "optimizer", "optimizer": "adamw", "accumulation": accumulation} if update != "fused" else {}
-    return plan(net(), X, budget="12kB", **asked)
+    return plan(net(), X, budget="12kB", autocast=autocast, **asked)
 
 
 class Classifier(pl.LightningModule):  # type: ignore[misc,name-defined]
@@ -113,7 +113,9 @@ def plain_loop(decided: Plan, *, accumulation: int, clip: float | None) -> nn.Mo
             for group in optimizer.param_groups if optimizer else ():
                 group["lr"] = 0.01 * 0.5**epoch
             for index, (x, y) in enumerate(loader()):
-                (functional.cross_entropy(session(x), y) / accumulation).backward()
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=decided.autocast is not None):
+                    loss = functional.cross_entropy(session(x), y)
+                (loss / accumulation).backward()
                 if optimizer is not None and (index + 1) % accumulation == 0:
                     if clip is not None:
                         nn.utils.clip_grad_norm_(session.parameters(), clip)
@@ -122,18 +124,30 @@ def plain_loop(decided: Plan, *, accumulation: int, clip: float | None) -> nn.Mo
 
 
 @pytest.mark.parametrize(
-    ("update", "configure", "accumulation", "clip", "workers"),
-    [("fused", fused, 1, None, 0), ("optimizer", adamw, 1, None, 1), ("optimizer", adamw, 2, 0.1, 0)],
-)
+    ("update", "configure", "accumulation", "clip", "workers", "autocast"),
+    [
+        ("fused", fused, 1, None, 0, None), ("optimizer", adamw, 1, None, 1, None), ("optimizer", adamw, 2, 0.1, 0, None),
+        ("fused", fused, 1, None, 0, "bfloat16"), ("optimizer", adamw, 2, 0.1, 0, "bfloat16"),
+    ],
+)  # fmt: skip
 def test_a_run_is_the_plain_loop_bit_for_bit_and_within_budget(
-    tmp_path: Path, update: str, configure: Configure, accumulation: int, clip: float | None, workers: int
+    tmp_path: Path,
+    update: str,
+    configure: Configure,
+    accumulation: int,
+    clip: float | None,
+    workers: int,
+    autocast: str | None,
 ) -> None:
-    decided = planned(update, accumulation=accumulation)
+    decided = planned(update, accumulation=accumulation, autocast=autocast)
     callback = PlannedTraining(decided, enforce=True)
     module = Classifier(configure)
     module.net[1].weight.requires_grad_(False)
     before, modes = state_of(module.net), [m.training for m in module.net.modules()]
-    used = trainer(tmp_path, callback, accumulate_grad_batches=accumulation, gradient_clip_val=clip)
+    precision = "bf16-mixed" if autocast else "32-true"
+    used = trainer(
+        tmp_path, callback, accumulate_grad_batches=accumulation, gradient_clip_val=clip, precision=precision
+    )
     used.fit(module, loader(workers), loader())
     assert 0 < callback.largest_training_bytes <= decided.budget_bytes
     assert callback.largest_training_bytes == decided.predicted.training_bytes
@@ -142,7 +156,7 @@ def test_a_run_is_the_plain_loop_bit_for_bit_and_within_budget(
     assert len(module.losses) == EPOCHS * BATCHES
     assert sum(module.losses[-BATCHES:]) < sum(module.losses[:BATCHES])
     assert len(module.evaluated) == 2 + EPOCHS * BATCHES  # 2 before training, to see that it works
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast is not None):
         assert torch.equal(module.evaluated[-1], module.net.eval()(data()[-BATCH:][0]))
     module.net.train()
     assert [m.training for m in module.net.modules()] == modes
@@ -246,7 +260,7 @@ def test_what_does_not_fit_the_plan_is_refused(tmp_path: Path) -> None:
         fit(by_fused, fused, accumulate_grad_batches=2)
     with pytest.raises(InputError, match="not values"):
         fit(by_fused, fused, gradient_clip_val=1.0, gradient_clip_algorithm="value")
-    with pytest.raises(InputError, match="under autocast is not supported"):
+    with pytest.raises(InputError, match="under autocast bfloat16 with a plan made for no autocast"):
         fit(by_fused, fused, precision="bf16-mixed")
     with pytest.raises(InputError, match="on cpu as bfloat16, but was prepared on cpu by a plan for float32"):
         fit(by_fused, fused, precision="bf16-true")

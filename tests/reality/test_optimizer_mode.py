@@ -498,9 +498,9 @@ def test_a_redraw_between_forward_and_backward_is_refused() -> None:
     functional.cross_entropy(loop.session(*inputs), target).backward()
 
 
-def test_autocast_is_refused() -> None:
+def test_autocast_that_was_not_planned_for_is_refused() -> None:
     loop = Loop(16)
-    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="autocast"):
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="plan made for no autocast"):
         loop.session(*loop.batch()[0])
 
 

@@ -56,9 +56,9 @@ def data() -> list[dict[str, Tensor]]:
 
 
 @functools.cache
-def planned(update: str, *, accumulation: int = 1) -> Plan:
+def planned(update: str, *, accumulation: int = 1, autocast: str | None = None) -> Plan:
     asked = {"update": "optimizer", "optimizer": "adamw", "accumulation": accumulation} if update != "fused" else {}
-    return plan(bert(), example(), budget=BUDGET, **asked)
+    return plan(bert(), example(), budget=BUDGET, autocast=autocast, **asked)
 
 
 @functools.cache
@@ -127,8 +127,9 @@ def plain_loop(decided: Plan, *, accumulation: int) -> nn.Module:
                     group["lr"] = rate * (steps - done) / steps
                 if session.mode.is_fused:
                     session.set_lr(optimizer.param_groups[0]["lr"], clip=CLIP)
-                outputs = session(**batch)
-                loss = outputs.loss if own else cross_entropy(outputs, labels)
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=decided.autocast is not None):
+                    outputs = session(**batch)
+                    loss = outputs.loss if own else cross_entropy(outputs, labels)
                 (loss / accumulation).backward()
                 if (index + 1) % accumulation == 0:
                     if not session.mode.is_fused:
@@ -138,18 +139,22 @@ def plain_loop(decided: Plan, *, accumulation: int) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("update", "accumulation", "workers"), [("fused", 1, 0), ("optimizer", 2, 1)])
+@pytest.mark.parametrize(
+    ("update", "accumulation", "workers", "autocast"),
+    [("fused", 1, 0, None), ("optimizer", 2, 1, None), ("fused", 1, 0, "bfloat16"), ("optimizer", 2, 0, "bfloat16")],
+)
 def test_a_run_is_the_plain_loop_bit_for_bit_and_within_budget(
-    tmp_path: Path, update: str, accumulation: int, workers: int
+    tmp_path: Path, update: str, accumulation: int, workers: int, autocast: str | None
 ) -> None:
-    decided, model = planned(update, accumulation=accumulation), bert()
+    decided, model = planned(update, accumulation=accumulation, autocast=autocast), bert()
     before, modes = state_of(model), [m.training for m in model.modules()]
     session = prepare(model, decided)
     used, callback = trainer(
         session,
         arguments(
-            tmp_path, gradient_accumulation_steps=accumulation, eval_strategy="epoch", dataloader_num_workers=workers
-        ),
+            tmp_path, gradient_accumulation_steps=accumulation, eval_strategy="epoch",
+            dataloader_num_workers=workers, bf16=autocast is not None,
+        ),  # fmt: skip
         enforce=True,
     )
     used.train()
@@ -270,7 +275,7 @@ def test_what_does_not_fit_the_plan_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"called with labels, .* give the Trainer compute_loss_func"):
             train(session, compute_loss_func=None)
     with prepare(bert(), with_own_loss()) as session:
-        with pytest.raises(InputError, match="under autocast is not supported"):
+        with pytest.raises(InputError, match="under autocast bfloat16 with a plan made for no autocast"):
             train(session, bf16=True, compute_loss_func=None)
         with pytest.raises(InputError, match=r"called without labels, .* leave out compute_loss_func"):
             train(session)
