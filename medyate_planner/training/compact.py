@@ -29,13 +29,13 @@ class CompactSlot(Slot):
         self.channels: tuple[int, ...] = tuple(range(self.quota))
         if self.selects:
             self.compact = nn.Parameter(self.gather())
-            self.trained = (self.compact,)
+        self.trained = tuple(self.parameters().values())
         self._same = self._versions()  # of compact parameter and weight when they last had the same values
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What an optimizer steps, by the name of the user's own parameter."""
         weight = self.weight if self.full else self.compact
-        found = {} if weight is None else {self.layer.weight: weight}
+        found: dict[str, nn.Parameter] = {} if weight is None else {self.layer.weight: weight}
         if self.bias is not None and self.layer.bias is not None:
             found[self.layer.bias] = self.bias
         return found
@@ -132,9 +132,8 @@ class CompactSlot(Slot):
         return torch.empty_like(like).copy_(weight_gradient)
 
     def _complete(self, weight_gradient: Tensor | None, bias_gradient: Tensor | None) -> Gradients:
-        if self.compact is None:
-            return weight_gradient, bias_gradient
-        return None, bias_gradient, weight_gradient
+        of_weight = (weight_gradient,) if self.trains_weight else ()
+        return of_weight if self.bias is None else (*of_weight, bias_gradient)
 
 
 def _same_order(a: Tensor, b: Tensor) -> bool:

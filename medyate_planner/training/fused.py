@@ -50,7 +50,7 @@ class FusedSlot(Slot):
                 self._step_weight(weight_gradient)
             if bias_gradient is not None and self.bias is not None:
                 self.bias.add_(bias_gradient, alpha=-rule.lr)
-        return None, None, None
+        return (None,)
 
     @staticmethod
     def _clip(gradients: list[Tensor], clip: float) -> None:

@@ -28,6 +28,8 @@ _KEEP_OR_CLEAR = {
     for dtype, word in zip((*_KNOWN, *_HALVES), (np.int32, np.int64, np.int16, np.int16), strict=True)
 }
 
+_WORDS = _KEEP_OR_CLEAR[torch.float32]
+
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """channels_last for an image batch that is stored so and only so, else contiguous."""
@@ -42,8 +44,16 @@ def pack_between(
 
     Returns uint8 `(B, ceil(n / 8))`, n elements per sample in the order they have in a tensor of memory format `order`.
     """
-    batch = value.shape[0]
-    per_sample = value.numel() // batch if batch else 0
+    batch, elements = value.shape[0], value.numel()
+    per_sample = elements // batch if batch else 0
+    if _in_one_go(value, elements, per_sample) and value.is_contiguous(memory_format=order):
+        packed = torch.empty((batch, per_sample // 8), dtype=torch.uint8)
+        flat = value.as_strided((elements,), (1,)).numpy()
+        outside = np.less_equal(flat, low)
+        if high != math.inf:
+            np.logical_or(outside, np.greater_equal(flat, high), outside)
+        np.invert(np.packbits(outside), packed.numpy().reshape(-1))
+        return packed
     packed = value.new_empty((batch, -(-per_sample // 8)), dtype=torch.uint8)
     if not _by_numpy(value):
         rows = _in_order(value.detach(), order).reshape(batch, -1)
@@ -92,6 +102,19 @@ def apply_mask(
     return result
 
 
+def clear_outside_(gradient: Tensor, packed: Tensor, order: torch.memory_format) -> Tensor:
+    """Zero `gradient`, in place, where the bit is not set."""
+    elements = gradient.numel()
+    if _in_one_go(gradient, elements, 8 * packed.shape[1]) and gradient.is_contiguous(memory_format=order):
+        words = gradient.as_strided((elements // 8, 8), (8, 1)).numpy().view(np.int32)
+        np.bitwise_and(words, _WORDS.take(packed.numpy().reshape(-1), 0), words)
+    elif not _by_numpy(gradient):
+        gradient.copy_(_apply_torch(gradient, packed, order, 1.0, 0.0))
+    elif not isinstance(gradient, FakeTensor):
+        _combine(gradient, packed, gradient, order, _KEEP_OR_CLEAR[gradient.dtype], np.bitwise_and)
+    return gradient
+
+
 def _combine(
     source: Tensor,
     packed: Tensor,
@@ -135,6 +158,18 @@ def _outside(values: _Array, dtype: torch.dtype, low: float, high: float) -> _Ar
 @lru_cache(maxsize=64)
 def _slopes(inside: float, outside: float, dtype: torch.dtype) -> _Array:
     return np.where(_BITS, inside, outside).astype(_KNOWN[dtype])
+
+
+def _in_one_go(x: Tensor, elements: int, per_sample: int) -> bool:
+    """Whether x is of the kind that nearly every step has: the checks of other kinds would cost more than the work."""
+    return (
+        type(x) is Tensor
+        and x.dtype is torch.float32
+        and elements == per_sample * x.shape[0] <= _CHUNK
+        and per_sample % 8 == 0
+        and x.is_cpu
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _by_numpy(x: Tensor) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from medyate_planner.training.functions import backward_once
 from medyate_planner.training.masks import memory_format
 from medyate_planner.training.passing import batch_norm_input_gradient
 from medyate_planner.training.slots import Slot
@@ -77,7 +77,7 @@ class _Norm(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         site, slot = ctx.site, ctx.site.slot
         kept = list(ctx.saved_tensors)
@@ -86,12 +86,11 @@ class _Norm(torch.autograd.Function):
         if slot is None:
             return below, None, None, *[None] * len(ctx.constants)
         slot.check(ctx.version)
-        of_scale, of_shift, *of_trained = slot.receive(
+        of_trained = slot.receive(
             _scale_gradient(gradient, normalised, slot, site.axis) if normalised is not None else None,
             _sum_but(gradient, site.axis, slot.bias.dtype) if slot.bias is not None else None,
         )
-        of_constants = [of_scale, of_shift, *[None] * len(ctx.constants)][: len(ctx.constants)]
-        return below, None, None, *of_constants, *of_trained
+        return below, None, None, *[None] * len(ctx.constants), *of_trained
 
 
 def _scale_gradient(gradient: Tensor, normalised: Tensor, slot: Slot, axis: int) -> Tensor:

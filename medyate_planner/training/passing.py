@@ -25,9 +25,9 @@ class PassingSite(nn.Module):
 
     function: type[torch.autograd.Function]
 
-    def __init__(self, target: Callable[..., Any], arguments: tuple[Any, ...], inplace: bool) -> None:
+    def __init__(self, target: Any, arguments: tuple[Any, ...], inplace: bool) -> None:
         super().__init__()
-        self.target, self.arguments, self.inplace = called_directly(target), arguments, inplace
+        self.operator, self.target, self.arguments, self.inplace = target, called_directly(target), arguments, inplace
         self._direct = direct(self.function)
 
     def forward(self, x: Tensor, *frozen: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from medyate_planner.graph import ModelGraph, Op
 from medyate_planner.trace.casts import behind_cast, cast_of
 from medyate_planner.trace.fake import operator_name
 from medyate_planner.training import norms, passing
+from medyate_planner.training.merge import merge_activations
 from medyate_planner.training.slots import Slot
 from medyate_planner.training.weighted import AddmmSite, ConvSite, EmbeddingSite, LinearSite, TransposedSite
 
@@ -55,6 +56,7 @@ def rewrite(
         if op.name in active and (op.family in f.LEAN or op.name in slots or _of_two_types(op)):
             _replace(lean, nodes[op.name], op, slots.get(op.name))
     _cut_what_the_loss_ignores(lean, graph, active)
+    merge_activations(lean)
     lean.graph.eliminate_dead_code()
     lean.recompile()
     return lean
@@ -99,7 +101,7 @@ def _replace(lean: fx.GraphModule, node: fx.Node, op: Op, slot: Slot | None) -> 
         site, inputs = _norm_site(node, op)
         site.slot = slot
     elif op.family == f.BATCH_NORM:
-        site, inputs = passing.BatchNormSite(node.target, tuple(node.args[5:]), False), tuple(node.args[:5])  # type: ignore[arg-type]
+        site, inputs = passing.BatchNormSite(node.target, tuple(node.args[5:]), False), tuple(node.args[:5])
     else:
         site, inputs = _passing_site(node, op)
     name = f"lean_{op.name}"

@@ -14,7 +14,7 @@ from medyate_planner.graph import Layer
 
 GradientObserver = Callable[[Tensor, bool], None]  # the gradient, and whether it is its layer's first of the step
 SelectionObserver = Callable[[Tensor], None]
-Gradients = tuple[Tensor | None, ...]  # for autograd: of the weight, of the bias, of each of `Slot.trained`
+Gradients = tuple[Tensor | None, ...]  # for autograd: of each of `Slot.trained`
 GradientTap = Callable[["Slot", Tensor | None, Tensor | None], None]
 WeightGradientTap = Callable[["Slot", Tensor | None], None]
 
@@ -62,7 +62,7 @@ class Slot:
         if self.quota and not full:
             self.index = torch.arange(self.quota, dtype=torch.int32, device=weight.device)
         self.selection = 0  # how often the index was rewritten
-        self.trained: tuple[Tensor, ...] = ()  # further inputs of the layer's sites, which autograd follows
+        self.trained: tuple[Tensor, ...] = ()  # inputs of the layer's sites that autograd follows, beside x
         self._sum: tuple[Tensor | None, Tensor | None] = (None, None)
         self._arrived = 0
 
@@ -149,7 +149,7 @@ class Slot:
                     total.add_(part)
         del parts
         if self._arrived < self.sites:
-            return (None, None, *[None] * len(self.trained))
+            return (None,) * len(self.trained)
         gradients, self._sum, self._arrived = self._sum, (None, None), 0
         if self.rule.tap is not None:
             self.rule.tap(self, *gradients)

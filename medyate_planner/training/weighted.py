@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from medyate_planner.training.functions import backward_once, direct
+from medyate_planner.training.masks import clear_outside_, memory_format, pack_between
+from medyate_planner.training.passing import MaskedSite
 from medyate_planner.training.slots import Slot
 from medyate_planner.training.straight import called_directly
 
@@ -41,19 +43,20 @@ class ConvSite(nn.Module):
         self.pointwise = not self.transposed and kernel == (1, 1) and plain
         self.slot: Slot | None = None
         self.cast: torch.dtype | None = None  # that autocast computes with, of weight and bias
+        self.activation: MaskedSite | None = None  # that is applied to the input first, in place
         self.arguments: tuple[Any, ...] = (stride, padding, dilation, groups)
         self._added: dict[tuple[torch.Size, torch.Size], list[int]] = {}
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The original convolution, `(N, C, *)` to `(N, C', *)`."""
         trained = () if self.slot is None else self.slot.trained
-        result: Tensor = _Conv.apply(x, weight, bias, self, *trained)  # type: ignore[no-untyped-call]
+        result: Tensor = _Conv.apply(x, (weight, bias), self, *trained)  # type: ignore[no-untyped-call]
         return result
 
     def uncompiled(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """As `forward`, in a step that is not compiled."""
         slot = self.slot
-        result: Tensor = _apply_conv(x, weight, bias, self, *(() if slot is None else slot.trained))
+        result: Tensor = _apply_conv(x, (weight, bias), self, *(() if slot is None else slot.trained))
         return result
 
     def output_padding(self, shape: torch.Size, out: torch.Size) -> list[int]:
@@ -147,21 +150,27 @@ class _Embedding(torch.autograd.Function):
         if slot.index is not None:
             gradient = gradient.index_select(gradient.dim() - 1, slot.index)
         indices = ctx.saved_tensors[0]
-        of_weight, _, *of_trained = slot.receive(
-            _aten.embedding_dense_backward.default(gradient, indices, ctx.rows, site.padding, False), None
-        )
-        return of_weight, None, None, *of_trained
+        own = _aten.embedding_dense_backward.default(gradient, indices, ctx.rows, site.padding, False)
+        return None, None, None, *slot.receive(own, None)
 
 
 class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, site: ConvSite, *_trained: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, own: tuple[Tensor, Tensor | None], site: ConvSite, *_trained: Tensor) -> Tensor:
+        weight, bias = own  # in a tuple, past autograd
         ctx.site, ctx.weight, ctx.shape = site, weight, x.shape
         slot = site.slot
+        kept: tuple[Tensor, ...] = ()
+        if site.activation is not None:
+            ctx.order = memory_format(x)
+            kept = (pack_between(x, *site.activation.bounds, ctx.order),)
+            x = site.activation.call(x)
         if slot is not None:
             ctx.version = slot.version()
             if slot.trains_weight:
-                ctx.save_for_backward(slot.keep(_compact_channels(x, slot)))
+                kept = (slot.keep(_compact_channels(x, slot)), *kept)
+        if kept:
+            ctx.save_for_backward(*kept)
         if site.cast is not None:
             weight, bias = _cast(weight, bias, site.cast)
         result: Tensor = site.target(x, weight, bias, *site.arguments)
@@ -182,10 +191,10 @@ class _Conv(torch.autograd.Function):
                 else as_image(torch.mm(rows, weight.view(weight.shape[:2])), ctx.shape)
             )
         if slot is None:
-            return below, None, None, None
+            return _through_activation(ctx, below), None, None
         slot.check(ctx.version)
         if slot.trains_weight:
-            (saved,) = ctx.saved_tensors
+            saved = ctx.saved_tensors[0]
             own = (
                 _conv_weight_gradient(site, slot, weight, gradient, ctx.shape, saved)
                 if rows is None or saved.dim() != 2
@@ -193,10 +202,9 @@ class _Conv(torch.autograd.Function):
             )
             if site.cast is not None:
                 own = own.to(slot.weight.dtype)
-        of_weight, of_bias, *of_trained = slot.receive(
-            own, None if slot.bias is None else _over_channels(gradient, slot.bias.dtype)
-        )
-        return below, of_weight, of_bias, None, *of_trained
+        of_trained = slot.receive(own, None if slot.bias is None else _over_channels(gradient, slot.bias.dtype))
+        del own
+        return _through_activation(ctx, below), None, None, *of_trained
 
 
 class _Linear(torch.autograd.Function):
@@ -228,11 +236,11 @@ class _Linear(torch.autograd.Function):
         if slot is None:
             return below, None, None, None
         slot.check(ctx.version)
-        of_weight, of_bias, *of_trained = slot.receive(
+        of_trained = slot.receive(
             (rows.t() @ ctx.saved_tensors[0]).to(slot.weight.dtype) if slot.trains_weight else None,
             None if slot.bias is None else rows.sum(dim=0, dtype=slot.bias.dtype),
         )
-        return below, of_weight, of_bias, None, *of_trained
+        return below, None, None, None, *of_trained
 
 
 class _Addmm(torch.autograd.Function):
@@ -259,11 +267,18 @@ class _Addmm(torch.autograd.Function):
         if slot is None:
             return below, None, None, None
         slot.check(ctx.version)
-        of_weight, of_bias, *of_trained = slot.receive(
+        of_trained = slot.receive(
             (ctx.saved_tensors[0].t() @ gradient).to(slot.weight.dtype) if slot.trains_weight else None,
             None if slot.bias is None else gradient.sum(dim=0, dtype=slot.bias.dtype),
         )
-        return below, of_weight, of_bias, None, *of_trained
+        return below, None, None, None, *of_trained
+
+
+def _through_activation(ctx: Any, below: Tensor | None) -> Tensor | None:
+    """The gradient of what the site was given, from that of what it convolves: a tensor that nobody else has yet."""
+    if below is None or ctx.site.activation is None:
+        return below
+    return clear_outside_(below, ctx.saved_tensors[-1], ctx.order)
 
 
 def _cast(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Any]:

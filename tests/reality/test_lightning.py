@@ -126,8 +126,9 @@ def plain_loop(decided: Plan, *, accumulation: int, clip: float | None) -> nn.Mo
 @pytest.mark.parametrize(
     ("update", "configure", "accumulation", "clip", "workers", "autocast"),
     [
-        ("fused", fused, 1, None, 0, None), ("optimizer", adamw, 1, None, 1, None), ("optimizer", adamw, 2, 0.1, 0, None),
-        ("fused", fused, 1, None, 0, "bfloat16"), ("optimizer", adamw, 2, 0.1, 0, "bfloat16"),
+        ("fused", fused, 1, None, 0, None), ("optimizer", adamw, 1, None, 1, None),
+        ("optimizer", adamw, 2, 0.1, 0, None), ("fused", fused, 1, None, 0, "bfloat16"),
+        ("optimizer", adamw, 2, 0.1, 0, "bfloat16"),
     ],
 )  # fmt: skip
 def test_a_run_is_the_plain_loop_bit_for_bit_and_within_budget(

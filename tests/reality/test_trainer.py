@@ -152,9 +152,12 @@ def test_a_run_is_the_plain_loop_bit_for_bit_and_within_budget(
     used, callback = trainer(
         session,
         arguments(
-            tmp_path, gradient_accumulation_steps=accumulation, eval_strategy="epoch",
-            dataloader_num_workers=workers, bf16=autocast is not None,
-        ),  # fmt: skip
+            tmp_path,
+            gradient_accumulation_steps=accumulation,
+            eval_strategy="epoch",
+            dataloader_num_workers=workers,
+            bf16=autocast is not None,
+        ),
         enforce=True,
     )
     used.train()
