@@ -34,7 +34,7 @@ def train(session: Session, x: Tensor, steps: int = 3) -> list[Tensor]:
     ],
 )  # fmt: skip
 def test_compiled_or_told_why_not(backend: str, activations: tuple[type[nn.Module], ...], works: bool) -> None:
-    """A mask is packed by numpy, out of sight of what is compiled, if no convolution takes it in: bytes would differ."""
+    """A mask that no convolution takes in is packed by numpy, out of sight of what is compiled: bytes would differ."""
     if backend == "inductor" and shutil.which("g++") is None:
         pytest.skip("inductor needs a C++ compiler")
     x = torch.randn(4, 3, 9, 9)
