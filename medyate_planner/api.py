@@ -191,7 +191,7 @@ def plan(
         example_inputs: One batch, needed for a module; its batch size is what is planned for.
         budget: Bytes, or a text such as "512kB".
         importance: From `rank`; without it, mean squared weight per channel (the plan says so).
-        strategy: A name of `medyate_planner.planning.strategies.STRATEGIES`.
+        strategy: A name of `planning.strategies.STRATEGIES`.
         update: "fused" (plain SGD during backward; the default where that will do) or "optimizer" (a torch optimizer,
             on compact parameters). What is not given, a subject knows.
         optimizer: Whose state is paid for: sgd, momentum, adam or adamw.
@@ -207,8 +207,7 @@ def plan(
         InfeasibleBudgetError: no plan fits; gives the smallest budget that can be met.
         PlanMismatchError: the importance is another model's.
     """
-    asked_mode = choose_mode(update, optimizer, accumulation)
-    subject = as_subject(model, example_inputs, options)
+    asked_mode, subject = choose_mode(update, optimizer, accumulation), as_subject(model, example_inputs, options)
     subject = subject if asked_mode is None else subject.under(asked_mode)
     decide = chosen_strategy(strategy, importance, subject.mode)
     asked = request_of(subject, importance, parse_bytes(budget), request or {})
@@ -272,6 +271,7 @@ def open_session(subject: Subject, plan: Plan, importance: Importance | None = N
 
 
 def _session(model: nn.Module, traced: Trace, graph: ModelGraph, plan: Plan, importance: Importance | None) -> Session:
+    plan.check_autocast(traced.autocast)
     draw = Boosting(plan, importance) if plan.sampling.boosted else planned_draws(plan, importance)
     session = Session(model, traced, graph, plan.updates(), draw, mode=plan.mode)
     session.plan = plan

@@ -97,6 +97,7 @@ class Op:
     through which a gradient can flow. `measured` gives, for an operator without a rule, what PyTorch keeps for
     the gradient to each source (same order). `weight` and `bias` are those of a layer; a norm's parameters are its
     `scale` and `shift`. `cast_bytes`: of weight and bias in the type that autocast computes with, made for the call.
+    `inserted`: a cast that autocast makes, and no operator of the model's.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Op:
     module_path: str = ""
     source_line: str = ""
     cast_bytes: int = 0
+    inserted: bool = False
     workspace: Workspace = Workspace(forward_bytes=0, backward_bytes=0)
 
     @property
@@ -248,20 +250,22 @@ class ModelGraph:
     def fingerprint(self) -> str:
         """SHA-256 of what a plan relies on: operators, their order and wiring, parameter names and shapes.
 
-        Independent of the batch size, of the weights' values, and of how BatchNorms run.
+        Independent of the batch size, of the weights' values, of how BatchNorms run, and of the casts of autocast.
         """
+        behind = {op.name: op.operands[0] for op in self.ops if op.inserted}
         facts = {
             "ops": [
                 [
                     op.name,
                     families.BATCH_NORM if op.family == families.BATCH_NORM_TRAIN else op.family,
                     op.target,
-                    list(op.sources),
+                    [behind.get(source, source) for source in op.sources],
                     op.weight,
                     op.bias,
-                    _jsonable(op.attributes),
+                    _jsonable({k: v for k, v in op.attributes.items() if k != families.STATISTICS}),
                 ]
                 for op in self.ops
+                if not op.inserted
             ],
             "parameters": {name: [list(shape), dtype] for name, (shape, dtype) in self.parameters.items()},
             "inputs": [[list(self.values[name].shape[1:]), self.values[name].dtype] for name in self.inputs],

@@ -206,6 +206,7 @@ def _check_plan(case: _Case, plan: Plan) -> None:
     if case.subject is None:
         raise InputError(f"a plan can not be reported for a model that can not be captured: {case.capture_error}")
     plan.check(case.subject.graph)
+    plan.check_autocast(case.subject.autocast)
     if plan.batch_size != case.batch_size:
         raise InputError(
             f"the plan was made for a batch of {plan.batch_size}, the report for {case.batch_size}; "

@@ -249,6 +249,14 @@ class Plan(_Part):
             full=frozenset(layer.name for layer in self.layers if layer.head),
         )
 
+    def check_autocast(self, autocast: str | None) -> None:
+        """Raise `PlanMismatchError` for a model that was made ready under another autocast."""
+        if autocast != self.autocast:
+            raise PlanMismatchError(
+                f"the plan was made under autocast {self.autocast}, the model was made ready under {autocast}; "
+                f"pass autocast={self.autocast!r} to subject_of"
+            )
+
     def check(self, graph: ModelGraph) -> None:
         """Raise `PlanMismatchError` unless the plan was made for the model that `graph` describes."""
         difference = _first_difference(self, graph)

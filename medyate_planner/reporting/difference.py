@@ -82,8 +82,8 @@ def difference_of(a: Comparable, b: Comparable) -> Difference:
 
 
 _PLAN_SETTINGS = (
-    "batch_size", "dtype", "device", "loss", "dropout", "norm", "budget_bytes", "scope", "margin_ratio", "weights_in",
-    "strategy", "objective_name", "curve", "metric", "max_flops", "update", "optimizer",
+    "batch_size", "dtype", "device", "loss", "dropout", "norm", "autocast", "budget_bytes", "scope", "margin_ratio",
+    "weights_in", "strategy", "objective_name", "curve", "metric", "max_flops", "update", "optimizer",
 )  # fmt: skip
 _FRONTIER_SETTINGS = (
     "batch_size", "dtype", "device", "loss", "scope", "margin_ratio", "weights_in", "strategy", "objective_name",

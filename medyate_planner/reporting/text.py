@@ -31,6 +31,8 @@ def render_plan(plan: Plan) -> Iterable[RenderableType]:
         f"importance: {plan.importance.source}; objective {plan.objective_name} of {plan.metric} on {plan.curve}: "
         f"{plan.objective:.6g}{interpolated}"
     )
+    if plan.autocast is not None:
+        yield line(f"under autocast {plan.autocast}, weights and their gradients in {plan.dtype}")
     if plan.sampling.draws is not None:
         yield line(
             f"channels are drawn across {len(plan.sampling.pool or ())} layers in each interval, "

@@ -21,6 +21,7 @@ from medyate_planner.trace.fake import fake_twin, lookup
 
 PLANNED_AUTOCASTS = ("bfloat16",)
 REGIME = "medyate_autocast"  # in a node's meta: type name that its region is cast to, None for no autocast there
+INSERTED = "medyate_inserted"  # in the meta of the casts made here
 _Calls = list[tuple[Any, ...]]
 
 
@@ -86,6 +87,7 @@ def _call(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, Any], device: str, 
         with graph.inserting_before(node):
             cast = graph.call_function(torch.ops.aten.to.dtype, (operand, dtype))
         cast.meta = {key: value for key, value in node.meta.items() if key in ("stack_trace", "nn_module_stack")}
+        cast.meta[INSERTED] = True
         if isinstance(operand.meta.get("val"), Tensor):
             cast.meta["val"] = operand.meta["val"].to(dtype)
         env[cast] = env[operand].to(dtype)

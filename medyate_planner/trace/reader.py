@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from medyate_planner import families as f
 from medyate_planner.errors import TraceError
 from medyate_planner.graph import Attribute, MeasuredKeep, ModelGraph, Op, Storage, StorageKind, TensorSpec
-from medyate_planner.trace.casts import behind_cast, is_cast
+from medyate_planner.trace.casts import INSERTED, behind_cast, call_under_autocast, is_cast
 from medyate_planner.trace.fake import dtype_name, fake_twin, is_inplace, lookup, operator_name, storage_key
 from medyate_planner.trace.layers import find_head, find_layers, find_norms
 from medyate_planner.trace.observe import Observer
@@ -283,7 +283,7 @@ class GraphReader:
         return Op(
             name=node.name,
             family=family,
-            target=str(node.target) if node.target is not operator.getitem else "getitem",
+            target=_target(node),
             operands=self._operands(node, family),
             sources=sources,
             outputs=specs,
@@ -296,6 +296,7 @@ class GraphReader:
             shift=shift,
             module_path=path,
             source_line=_source_line(node),
+            inserted=INSERTED in node.meta,
             cast_bytes=sum(self.env[n].nbytes for n in node.all_input_nodes if self._past_cast(n) is node),
         )
 
@@ -303,6 +304,12 @@ class GraphReader:
         inputs = [node.args[f.PLACES[family][0] if family in f.PLACES else 0]]
         nodes = inputs if family in f.WEIGHTED else node.all_input_nodes
         return tuple(n.name for n in nodes if isinstance(n, fx.Node) and isinstance(self.env[n], (Tensor, tuple, list)))
+
+
+def _target(node: fx.Node) -> str:
+    if node.target is operator.getitem:
+        return "getitem"
+    return str(node.args[0] if node.target is call_under_autocast else node.target)
 
 
 def _as_template(value: Any) -> Any:

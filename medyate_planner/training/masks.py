@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from medyate_planner.training.layout import memory_format
+
 _Array = np.ndarray[Any, np.dtype[Any]]
 _BIT_WEIGHTS = (128, 64, 32, 16, 8, 4, 2, 1)
 _CHUNK = 1 << 17  # elements, a multiple of 8: few enough to stay in a cache from one pass to the next
@@ -29,12 +31,6 @@ _KEEP_OR_CLEAR = {
 }
 
 _WORDS = _KEEP_OR_CLEAR[torch.float32]
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """channels_last for an image batch that is stored so and only so, else contiguous."""
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def pack_between(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from medyate_planner.training.functions import backward_once
-from medyate_planner.training.masks import memory_format
+from medyate_planner.training.layout import memory_format
 from medyate_planner.training.passing import batch_norm_input_gradient
 from medyate_planner.training.slots import Slot
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from medyate_planner.training.functions import backward_once, direct
-from medyate_planner.training.masks import apply_mask, memory_format, pack_between
+from medyate_planner.training.layout import memory_format
+from medyate_planner.training.masks import apply_mask, pack_between
 from medyate_planner.training.straight import called_directly
 
 _aten = torch.ops.aten

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from medyate_planner.training.functions import backward_once, direct
-from medyate_planner.training.masks import clear_outside_, memory_format, pack_between
+from medyate_planner.training.layout import as_image, as_rows, is_channels_last, memory_format
+from medyate_planner.training.masks import clear_outside_, pack_between
 from medyate_planner.training.passing import MaskedSite
 from medyate_planner.training.slots import Slot
 from medyate_planner.training.straight import called_directly
@@ -302,24 +303,6 @@ def _compact_channels(x: Tensor, slot: Slot) -> Tensor:
     if slot.index is None:
         return x.clone(memory_format=torch.contiguous_format)
     return x.index_select(1, slot.index)
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """An image batch that is stored so and only so."""
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-def as_rows(x: Tensor) -> Tensor:
-    """View `(B, C, H, W)` in channels_last as `(B * H * W, C)`."""
-    batch, channels, height, width = x.shape
-    return x.as_strided((batch * height * width, channels), (channels, 1))
-
-
-def as_image(rows: Tensor, shape: torch.Size) -> Tensor:
-    """View `(B * H * W, n)` as `(B, n, H, W)` in channels_last, batch and sides from `shape`."""
-    batch, _, height, width = shape
-    n = rows.shape[1]
-    return rows.as_strided((batch, n, height, width), (height * width * n, 1, width * n, n))
 
 
 def _over_channels(gradient: Tensor, dtype: torch.dtype) -> Tensor:

@@ -181,3 +181,17 @@ def test_a_pool_takes_another_interval_and_boosting(folder: Path) -> None:
     for line in lines:
         found = {name: len(channels) for name, channels in line["layers"].items() if channels}
         assert found == draws[line["interval"] % 3]
+
+
+def test_a_plan_under_autocast_is_trained_so(folder: Path) -> None:
+    shown = make_plan("cast.json", *KNOWN, "--autocast", "bfloat16")
+    assert "autocast bfloat16" in shown.out
+    written = strict_json(Path("cast.json").read_text())
+    assert written["autocast"] == "bfloat16"
+    done("verify", "cast.json")
+    done(*train_arguments("cast.json", "cast"))
+    for line in json_lines(folder / "cast" / "metrics.jsonl"):
+        assert line["measured_training_bytes"] == written["predicted"]["training_bytes"]
+    assert not same_bytes("cast", "run", "model.safetensors")
+    assert_refused(folder, ["plan", MODEL, *BATCH, "--budget", "40kB", "--autocast", "int8"], "int8", "bfloat16")
+    assert_refused(folder, ["plan", MODEL, *BATCH, "--budget", "40kB", "--autocast", "float16"], "loss scaled")

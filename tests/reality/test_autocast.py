@@ -1,0 +1,145 @@
+"""Training planned under torch.autocast: the values of autocast itself, in the bytes that were predicted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medyate_planner import InputError, Plan, plan, verify
+from medyate_planner.api import open_session
+from medyate_planner.errors import PlanMismatchError, TraceError
+from medyate_planner.importance.energy import from_weights
+from medyate_planner.subject import Subject, subject_for, subject_of
+from medyate_planner.survey import report
+from medyate_planner.trace import trace
+from medyate_planner.trace.casts import call_under_autocast, is_cast
+
+X = torch.randn(4, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+
+
+class Mixed(nn.Module):
+    """All that autocast treats its own way: layers, norms, attention, casts, regions, what casts inside itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.grouped, self.groups = nn.Conv2d(8, 8, 3, groups=2), nn.GroupNorm(2, 8)
+        self.mix, self.rows, self.ask = nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 16)
+        self.table = nn.Parameter(torch.randn(16, 16) / 4)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.norm(self.first(x)))
+        x = functional.hardswish(self.groups(self.grouped(x))).mean((2, 3))
+        x = self.rows(self.mix(x)).unsqueeze(1)
+        q = self.ask(x).view(-1, 1, 2, 8).transpose(1, 2)
+        a = functional.scaled_dot_product_attention(q, q, q).transpose(1, 2).reshape(-1, 1, 16)
+        shares = torch.softmax(a.float(), -1).to(a.dtype)  # the types of autocast are those that the model sees
+        with torch.autocast("cpu", enabled=False):
+            exact = a.float() @ self.table
+        e = torch.einsum("bij,jk->bik", shares, self.table)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            e = e @ self.table
+        return self.head((exact + e).squeeze(1))
+
+
+def made(autocast: str | None, **options: object) -> tuple[Subject, Plan]:
+    subject = subject_of(Mixed().eval(), X, autocast=autocast, **options)  # type: ignore[arg-type]
+    return subject, plan(subject, None, "60kB", request={"buy_norm_scales": True})
+
+
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+def test_outputs_are_those_of_autocast(autocast: str | None) -> None:
+    """Without it, the region that switches it on is in the graph all the same."""
+    subject, decided = made(autocast)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast is not None), torch.no_grad():
+        expected = subject.model(X)
+    nodes = subject.traced.module.graph.nodes
+    inside = [node.name for node in nodes if node.target is call_under_autocast]
+    assert inside == (["einsum"] if autocast else [])
+    assert any(is_cast(node) for node in nodes)
+    with open_session(subject, decided) as session:
+        outputs = session(X)
+        assert outputs.dtype == expected.dtype
+        assert torch.equal(outputs, expected)
+        evaluated = session.eval()(X)
+    assert torch.equal(evaluated, expected)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "train"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_bytes_agree_in_three_ways(norm: str, optimizer: str) -> None:
+    subject = subject_of(Mixed(), X, autocast="bfloat16", norm=norm)
+    asked = {} if optimizer == "sgd" else {"update": "optimizer", "optimizer": optimizer}
+    decided = plan(subject, None, "60kB", request={"buy_norm_scales": True}, **asked)
+    assert decided.autocast == "bfloat16"
+    result = verify(subject.under(decided.mode), decided)
+    assert not [category for category in result.categories if not category.agrees]
+    assert result.within_budget
+
+
+def test_activations_take_half_the_bytes_and_gradients_as_many() -> None:
+    class Plain(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(512, 5))
+
+    plain, cast = (subject_of(Plain(), X, autocast=a).memory for a in (None, "bfloat16"))
+    for name in ("0", "2"):
+        assert cast.costs[name].gradient_bytes == plain.costs[name].gradient_bytes
+        assert 2 * cast.costs[name].saved_bytes == plain.costs[name].saved_bytes
+
+
+def test_a_plan_brings_its_autocast_with_it() -> None:
+    _, decided = made("bfloat16")
+    again = Plan.from_dict(decided.to_dict())
+    subject = subject_for(Mixed(), again)
+    assert subject.autocast == "bfloat16"
+    with open_session(subject, again) as session, torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.isfinite(session(X)).all()  # in a loop that uses autocast itself
+    with (
+        open_session(subject, again) as session,
+        torch.autocast("cpu", dtype=torch.float16),
+        pytest.raises(InputError, match="under autocast float16 with a plan made for bfloat16"),
+    ):
+        session(X)
+
+
+def test_importance_measured_without_autocast_serves_and_a_subject_without_it_does_not() -> None:
+    """Unless the model itself asks for types, as `Mixed` does: then it is another graph."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5))
+    plain, cast = subject_of(net, X), subject_of(net, X, autocast="bfloat16")
+    assert len(plain.graph.ops) < len(cast.graph.ops)
+    assert plain.graph.fingerprint == cast.graph.fingerprint
+    decided = plan(cast, budget="60kB", importance=from_weights(plain.graph, dict(plain.model.named_parameters())))
+    with pytest.raises(PlanMismatchError, match="made under autocast bfloat16, the model was made ready under None"):
+        verify(plain, decided)
+
+
+def test_a_report_has_the_plan_under_its_own_autocast() -> None:
+    _, decided = made("bfloat16")
+    found = {step.name: step for step in report(Mixed(), X, plan=decided).steps}
+    assert found["plan"].training_bytes == decided.predicted.training_bytes
+    cast = {step.name: step for step in report(Mixed(), X, autocast="bfloat16").steps}
+    plain = {step.name: step for step in report(Mixed(), X).steps}
+    assert cast["lean_full"].saved_bytes < plain["lean_full"].saved_bytes
+
+
+@pytest.mark.parametrize(
+    ("autocast", "told"), [("float16", "needs its loss scaled"), ("bf16", "'bf16' is unknown; choose bfloat16")]
+)
+def test_what_can_not_be_planned_is_refused(autocast: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        trace(Mixed(), X, autocast=autocast)
+
+
+def test_a_failure_under_autocast_is_told_as_any_other() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean() if x.sum() > 0 else x
+
+    with pytest.raises(TraceError, match="Broken can not be captured"):
+        trace(Broken(), X, autocast="bfloat16")
