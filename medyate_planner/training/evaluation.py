@@ -16,7 +16,8 @@ from medyate_planner.training.session import Session
 def evaluate(session: Session, batches: Iterable[tuple[Any, Any]], loss: Loss) -> tuple[float, float | None]:
     """Mean loss and, for class targets, the share of right answers, by the user's own model."""
     try:
-        return evaluate_model(session.eval().model, batches, loss)
+        with session.autocast():
+            return evaluate_model(session.eval().model, batches, loss)
     finally:
         session.train()
 

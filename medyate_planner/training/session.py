@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -139,7 +139,7 @@ class Session:
         if not self.training:
             self.write()
             self.model.eval()  # the user may have called model.train() in between
-            with torch.no_grad(), autocasting(self._traced.autocast, self.anchor.device.type):
+            with torch.no_grad(), self.autocast():
                 return self.model(*args, **kwargs)
         return self.run(args, kwargs)
 
@@ -167,6 +167,10 @@ class Session:
         outputs = execute(*args, **kwargs)
         self._watch(outputs)
         return outputs
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The autocast that was planned for, around the user's own model; nothing if none was."""
+        return autocasting(self._traced.autocast, self.anchor.device.type)
 
     def _check_autocast(self, kind: str) -> None:
         within, planned = str(torch.get_autocast_dtype(kind)).removeprefix("torch."), self._traced.autocast

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medyate_planner import InputError, Plan, plan, verify
-from medyate_planner.api import open_session
+from medyate_planner.api import open_session, train
 from medyate_planner.errors import PlanMismatchError, TraceError
 from medyate_planner.importance.energy import from_weights
 from medyate_planner.subject import Subject, subject_for, subject_of
 from medyate_planner.survey import report
 from medyate_planner.trace import trace
 from medyate_planner.trace.casts import call_under_autocast, is_cast
+from medyate_planner.training.loop import Batches, Recipe
 
 X = torch.randn(4, 3, 10, 10, generator=torch.Generator().manual_seed(0))
 
@@ -117,6 +118,21 @@ def test_importance_measured_without_autocast_serves_and_a_subject_without_it_do
     decided = plan(cast, budget="60kB", importance=from_weights(plain.graph, dict(plain.model.named_parameters())))
     with pytest.raises(PlanMismatchError, match="made under autocast bfloat16, the model was made ready under None"):
         verify(plain, decided)
+
+
+def test_training_evaluates_under_autocast_too() -> None:
+    """As `medyate train` does after each epoch, to the bit."""
+    subject, decided = made("bfloat16")
+    target = torch.arange(4) % 5
+    seen: list[torch.dtype] = []
+    handle = subject.model.head.register_forward_hook(lambda _m, _x, out: seen.append(out.dtype))
+    batches = Batches(train=lambda _epoch: [(X, target)], test=lambda: [(X, target)], steps_per_epoch=1)
+    (epoch,) = train(subject, decided, batches, Recipe(epochs=1))
+    handle.remove()
+    assert seen == [torch.bfloat16]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = functional.cross_entropy(subject.model(X), target)
+    assert epoch.metrics.test_loss == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_a_report_has_the_plan_under_its_own_autocast() -> None:
