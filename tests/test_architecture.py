@@ -12,7 +12,7 @@ PACKAGE = Path(medyate_planner.__file__).parent
 ORDER = (
     "errors", "units", "files", "families", "graph", "trace", "memory", "importance",
     "planning", "models", "losses", "training", "data", "subject", "planfile", "reporting", "survey", "api",
-    "integrations", "sweep", "demo", "cli",
+    "integrations", "sweep", "bench", "demo", "cli",
 )  # fmt: skip
 HARD_LIMIT_LINES = 400
 

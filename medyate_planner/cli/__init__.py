@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cyclopts import App
 
-COMMANDS = ("report", "rank", "plan", "show", "verify", "train", "export", "demo", "schema")
+COMMANDS = ("report", "rank", "plan", "show", "verify", "train", "export", "bench", "demo", "schema")
 
 
 def entry() -> int:
@@ -19,7 +19,7 @@ def entry() -> int:
     They cost a fifth of a report's time (torch makes a million objects at import), and free nothing that matters in
     the seconds such a run takes.
     """
-    brief = bool(sys.argv[1:]) and sys.argv[1] not in ("rank", "train", "demo")
+    brief = bool(sys.argv[1:]) and sys.argv[1] not in ("rank", "train", "bench", "demo")
     if brief:
         gc.disable()
     code = main()

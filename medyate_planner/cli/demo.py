@@ -114,8 +114,8 @@ class _Stage:
 
     def __init__(self, *, size: int, batch_size: int, seed: int, out: Path) -> None:
         from medyate_planner import demo as material
-        from medyate_planner.cli.options import batches_of
         from medyate_planner.data import load_data
+        from medyate_planner.data.batches import batches_of
         from medyate_planner.models import example_input
         from medyate_planner.subject import subject_of
 

@@ -12,9 +12,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from medyate_planner.cli.options import batches_of
 from medyate_planner.cli.plan_options import read_interval
 from medyate_planner.data import DataBundle, make_loader
+from medyate_planner.data.batches import batches_of
 from medyate_planner.data.datasets import ArrayDataset
 from medyate_planner.errors import InputError
 from medyate_planner.planning.plan import Sampling

@@ -1,0 +1,207 @@
+"""`medyate bench`: a small matrix on the command line, stopped and resumed, with what came out."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_helpers import assert_refused, cli, done, environment, write_images, write_sources
+
+from medyate_planner.bench.jobs import STAGES, jobs_of
+from medyate_planner.bench.matrix import Matrix, read_matrix
+from medyate_planner.bench.records import Records, best_rate
+
+MATRIX = """
+name = "tiny"
+batch_size = 4
+seeds = [0, 1]
+warm_head_epochs = 1
+
+[[networks]]
+name = "tiny"
+spec = "tiny.py:factory"
+
+[[tasks]]
+name = "pictures"
+data = "imagefolder:data"
+epochs = 2
+
+[[budgets]]
+name = "small"
+amount = "30kB"
+
+[[budgets]]
+name = "large"
+amount = "40kB"
+
+[families.planned]
+rates = [0.02, 0.05]
+chosen_by = "optimal"
+budget = "large"
+
+[families.full]
+rates = [0.01]
+chosen_by = "full"
+
+[[contenders]]
+name = "optimal"
+
+[[contenders]]
+name = "static"
+sampling = { method = "static" }
+
+[[contenders]]
+name = "head-only"
+strategy = "head-only"
+
+[[contenders]]
+name = "full"
+kind = "full"
+family = "full"
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    write_sources(folder)
+    write_images(folder / "data")
+    (folder / "matrix.toml").write_text(MATRIX)
+    return folder
+
+
+@pytest.fixture
+def folder(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(prepared)
+    return prepared
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def results(out: Path) -> dict[str, Any]:
+    """What a result is apart from time, by job."""
+    return {
+        record["job"]: {key: value for key, value in record.items() if "seconds" not in key} for record in lines(out)
+    }
+
+
+def test_a_matrix_is_run_once_and_measured(folder: Path) -> None:
+    result = done("bench", "matrix.toml", "--out", "whole", "--json").json
+    matrix = read_matrix(folder / "matrix.toml")
+    counts = {stage: len(list(jobs_of(matrix, stage))) for stage in STAGES}
+    assert counts == {"rank": 3, "tune": 2, "run": 2 * (2 * 2 + 2)}
+    assert len(lines(folder / "whole")) == sum(counts.values())
+    runs = result["runs"]
+    assert [run["job"] for run in runs] == [job.name for job in jobs_of(matrix, "run")]
+    limits = {"small": 30_000, "large": 40_000}
+    for run in runs:
+        assert run["failure"] if run.get("failure") else len(run["accuracies"]) == 2
+        if run["budget"] is not None:
+            assert 0 < run["training_bytes"] <= run["budget_bytes"] == limits[run["budget"]]
+    full = [run for run in runs if run["contender"] == "full"]
+    assert min(run["training_bytes"] for run in full) > 40_000
+    static = [run for run in runs if run["contender"] == "static"]
+    drawn = [run for run in runs if run["contender"] == "optimal"]
+    for one, other in zip(static, drawn, strict=True):
+        assert one["training_bytes"] == other["training_bytes"]
+        assert one["coverage"] <= other["coverage"]
+    tuned = [record for record in lines(folder / "whole") if record["stage"] == "tune"]
+    best = max(tuned, key=lambda record: (record["accuracy"], -record["rate"]))
+    assert {run["rate"] for run in runs if run["contender"] != "full"} == {best["rate"]}
+    assert {run["rate"] for run in full} == {0.01}
+    shown = done("bench", "matrix.toml", "--out", "whole")
+    assert "run: 12 of 12 done" in shown.err
+    assert "tiny on pictures" in shown.out
+    assert len(lines(folder / "whole")) == sum(counts.values())
+
+
+def test_what_was_killed_goes_on_and_ends_the_same(folder: Path) -> None:
+    """In two processes, killed after some results; the last line is cut off, as by a loss of power."""
+    out = folder / "killed"
+    command = [sys.executable, "-m", "medyate_planner", "bench", "matrix.toml", "--out", "killed", "--processes", "2"]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not (out / "results.jsonl").exists() or len((out / "results.jsonl").read_bytes().splitlines()) < 6:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    import os
+
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    file = out / "results.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    before = len(file.read_bytes().splitlines()) - 1
+    done("bench", "matrix.toml", "--out", "killed", "--json")
+    if not (folder / "whole").exists():
+        done("bench", "matrix.toml", "--out", "whole", "--json")
+    whole = results(folder / "whole")
+    readable = {}
+    for line in file.read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        readable[record["job"]] = {key: value for key, value in record.items() if "seconds" not in key}
+    assert before >= 5
+    assert readable == whole
+
+
+def test_a_change_of_the_matrix_does_again_what_it_touches(folder: Path, tmp_path: Path) -> None:
+    matrix = read_matrix(folder / "matrix.toml")
+    records = Records(tmp_path)
+    for stage in STAGES:
+        for job in jobs_of(matrix, stage):
+            record = {"job": job.name, "digest": records_digest(matrix, job), "accuracy": 0.5, "rate": job.rate}
+            records.add(record)
+    again = Records(tmp_path)
+    assert [again.missing(matrix, stage) for stage in STAGES] == [[], [], []]
+    other = MATRIX.replace('amount = "30kB"', 'amount = "31kB"')
+    (tmp_path / "other.toml").write_text(other)
+    changed = read_matrix(tmp_path / "other.toml")
+    missing = {job.name for stage in STAGES for job in again.missing(changed, stage)}
+    assert missing == {f"run/tiny/pictures/{name}/small/{seed}" for name in ("optimal", "static") for seed in (0, 1)}
+    run = next(job for job in jobs_of(matrix, "run") if job.contender == "static")
+    assert best_rate(matrix, again, run) == 0.02  # ties go to the smaller
+
+
+def records_digest(matrix: Matrix, job: Any) -> str:
+    from medyate_planner.bench.jobs import digest_of
+
+    return digest_of(matrix, job)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('strategy = "head-only"', 'strategy = "heads-only"', ("'heads-only' is unknown", "head-only")),
+        ('family = "full"', 'family = "fully"', ("contender full", "'fully'")),
+        ('budget = "large"', "", ("family planned", "budget")),
+        ('amount = "30kB"', 'amount = "30 apples"', ("budget small", "apples")),
+        ('amount = "30kB"', "", ("budget small", "expected amount, or schemes and scheme")),
+        ('chosen_by = "optimal"', 'chosen_by = "full"', ("family planned", "'full'")),
+        ("epochs = 2", "epochs = 0", ("tasks.0.epochs", "greater than or equal to 1")),
+        ("epochs = 2", "epoch = 2", ("tasks.0",)),
+        ('name = "large"', 'name = "small"', ("budgets: a name is given twice",)),
+        ("seeds = [0, 1]", "seeds = [0, 1000]", ("tuning_seed",)),
+        ("seeds = [0, 1]", "seeds = [0, 1", ("not a TOML file",)),
+        ("imagefolder:data", "imagefolder:$NOT_SET_HERE", ("task pictures", "environment variable is not set")),
+    ],
+)
+def test_a_wrong_matrix_is_told_in_one_line(folder: Path, old: str, new: str, words: tuple[str, ...]) -> None:
+    assert old in MATRIX
+    (folder / "wrong.toml").write_text(MATRIX.replace(old, new))
+    assert_refused(folder, ["bench", "wrong.toml", "--out", "none"], "wrong.toml" if "$" not in new else "task", *words)
+
+
+def test_a_matrix_that_is_not_there(folder: Path) -> None:
+    assert_refused(folder, ["bench", "nothing.toml"], "nothing.toml")
+    assert cli("bench", "matrix.toml", "--out", "none", "--processes", "0").code == 2
