@@ -1,4 +1,4 @@
-"""What came out, as a table: mean and deviation over seeds, on each network, task and budget."""
+"""What came out, as tables: over seeds on each network and task, over all of them, and contenders against the first."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from medyate_planner.bench.analysis import Standing, compare, standings
 from medyate_planner.bench.matrix import Matrix
 from medyate_planner.bench.records import Record
+from medyate_planner.errors import InputError
 from medyate_planner.reporting.tables import line, put, table
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ def render_bench(matrix: Matrix, runs: Sequence[Record]) -> Iterable[RenderableT
             found = [run for run in runs if (run["network"], run["task"]) == (network.name, task.name)]
             if found:
                 yield _table(matrix, f"{network.name} on {task.name}", found)
+    if runs:
+        yield _overall(standings(matrix, runs))
+        yield _against_the_first(matrix, runs)
     failed = [run for run in runs if run.get("failure")]
     for run in failed:
         yield line(f"{run['job']}: {run['failure']}")
@@ -50,4 +55,47 @@ def _table(matrix: Matrix, title: str, runs: Sequence[Record]) -> Any:
                 f"{1e3 * statistics.median(float(r['step_seconds']) for r in own):.1f}",
                 f"{own[0]['rate']:g}",
             )
+    return made
+
+
+def _overall(found: Sequence[Standing]) -> Any:
+    made = table(
+        "Over all networks and tasks", ("contender", "left"), ("budget", "left"), ("runs", "right"),
+        ("accuracy", "right"), ("deviation", "right"), ("of full's accuracy", "right"), ("of full's memory", "right"),
+    )  # fmt: skip
+    for standing in found:
+        put(
+            made,
+            standing.contender,
+            standing.budget or "",
+            str(standing.cells),
+            f"{standing.accuracy:.4f}",
+            f"{standing.deviation:.4f}",
+            "" if standing.share_of_full is None else f"{standing.share_of_full:.2%}",
+            "" if standing.memory_ratio is None else f"{standing.memory_ratio:.2%}",
+        )
+    return made
+
+
+def _against_the_first(matrix: Matrix, runs: Sequence[Record]) -> Any:
+    first = matrix.contenders[0].name
+    try:
+        comparisons = [found for found in compare(matrix, runs) if found.first == first]
+    except InputError as error:
+        return line(error.message)
+    made = table(
+        f"{first} less the others, cell by cell; p corrected over all pairs (Holm)", ("", "left"), ("cells", "right"),
+        ("accuracy", "right"), ("wins", "right"), ("losses", "right"), ("t-test p", "right"), ("Wilcoxon p", "right"),
+    )  # fmt: skip
+    for found in comparisons:
+        put(
+            made,
+            found.second,
+            str(found.cells),
+            f"{found.mean_difference:+.4f}",
+            str(found.wins),
+            str(found.losses),
+            "" if found.t_p_corrected is None else f"{found.t_p_corrected:.2g}",
+            "" if found.wilcoxon_p_corrected is None else f"{found.wilcoxon_p_corrected:.2g}",
+        )
     return made
