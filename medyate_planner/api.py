@@ -28,6 +28,7 @@ from medyate_planner.planning.strategies import CHANGES_QUOTAS, DRAWS_BY_IMPORTA
 from medyate_planner.reporting.verification import Verification, compare
 from medyate_planner.subject import LossSpec, Subject, as_subject, subject_for, traced_for
 from medyate_planner.trace import ExampleInputs, Trace
+from medyate_planner.trace.casts import autocasting
 from medyate_planner.training.boosting import Boosting
 from medyate_planner.training.dryrun import dry_run
 from medyate_planner.training.guard import Guard
@@ -310,15 +311,14 @@ def verify(model: nn.Module | Subject, plan: Plan, *, loss: LossSpec | None = No
     certified = dry_run(subject.traced, subject.graph, updates, loss_function, make_target, mode=subject.mode)
     trained = [*subject.model.parameters(), *subject.model.buffers()]
     before = [p.detach().clone() for p in trained]
-    args, kwargs = subject.traced.examples(subject.graph.batch_size, seed)
-    args, kwargs = to_model(subject.model, args), to_model(subject.model, kwargs)
+    args, kwargs = to_model(subject.model, subject.traced.examples(subject.graph.batch_size, seed), cast=False)
     neutral = (
         None
         if plan.sampling.method in ("uniform", "static", "fixed")
         else from_weights(subject.graph, dict(subject.model.named_parameters(remove_duplicate=False)))
     )
     try:
-        with open_session(subject, plan, neutral) as session:
+        with open_session(subject, plan, neutral) as session, autocasting(None, subject.traced.device):
             with torch.no_grad():
                 target = subject.loss.make_target(session.eval()(*args, **kwargs))
             session.train().resample(interval)

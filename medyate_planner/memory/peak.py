@@ -108,7 +108,8 @@ class PeakModel:
         owner = self.memory.site_layer.get(op.name)
         arranged = owner is not None and not self.memory.mode.is_fused and len(owner.weight_shape) > 2
         if owner is not None and (arranged or op.cast_bytes):
-            copies[owner.name] += 1
+            own_bytes = (owner.weight_elements + owner.out_channels) * owner.element_bytes
+            copies[owner.name] += 2 if op.cast_bytes > own_bytes else 1  # cast to a wider type: so is the gradient
         return copies
 
     def step_bytes_per_channel(self, name: str) -> int:

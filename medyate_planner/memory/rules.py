@@ -85,12 +85,15 @@ def _layer_norm(graph: ModelGraph, op: Op, source: str) -> tuple[Keep, ...]:
     normalised = op.attributes["1"]
     assert isinstance(normalised, tuple)
     rows = op.output.numel // prod(normalised)
-    return (*_storage(graph, graph.values[source].storage), *_statistics(op, rows))
+    computed = [graph.values[name].storage for name in op.operands[1:] if name in graph.values]  # scale and shift
+    own = (keep for number in computed for keep in _storage(graph, number))
+    return (*_storage(graph, graph.values[source].storage), *own, *_statistics(op, rows))
 
 
 def _batch_norm_train(graph: ModelGraph, op: Op, source: str) -> tuple[Keep, ...]:
     """The input, and a mean and a reciprocal deviation for each channel, of the type of the norm's own parameters."""
     types = {norm.dtype for norm in graph.norms if op.name in norm.sites}  # a name of a tied one may be unknown
+    types |= {str(op.attributes[f.STATISTICS])} if f.STATISTICS in op.attributes else set()
     types |= {graph.parameters[op.scale][1]} if op.scale is not None and op.scale in graph.parameters else set()
     element = max((ELEMENT_BYTES[dtype] for dtype in types), default=op.output.element_bytes)
     statistics = (Keep(f"{op.name}/{name}", element * op.output.shape[1]) for name in ("mean", "rstd"))

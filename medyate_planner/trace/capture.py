@@ -81,7 +81,7 @@ class Trace:
             from medyate_planner.trace.reader import GraphReader
 
             try:
-                with quiet_torch():
+                with quiet_torch(), autocasting(None, self.device):
                     self._graphs[batch_size] = GraphReader(self, batch_size).read()
             except MedyateError:
                 raise

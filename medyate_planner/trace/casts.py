@@ -36,10 +36,10 @@ def check_autocast(autocast: str | None) -> None:
 
 
 def autocasting(autocast: str | None, device: str) -> AbstractContextManager[Any]:
-    """What runs a model as `explicit_casts` writes it down; nothing if `autocast` is None."""
-    if autocast is None:
-        return nullcontext()
+    """What runs a model as `explicit_casts` writes it down, whatever autocast surrounds it; None switches that off."""
     kind = torch.device(device).type
+    if autocast is None:
+        return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
     return torch.autocast(kind, dtype=getattr(torch, autocast), cache_enabled=False)
 
 
@@ -67,7 +67,7 @@ def explicit_casts(module: fx.GraphModule, inputs: Sequence[Tensor], device: str
             value = lookup(module, str(node.target))
             env[node] = fake_twin(value, mode, device) if isinstance(value, Tensor) else value
         elif node.op == "call_function":
-            with mode, torch.no_grad():
+            with mode, torch.no_grad(), autocasting(None, device):
                 env[node] = _call(module.graph, node, env, device, node.meta.get(REGIME, autocast))
     module.recompile()
 

@@ -66,6 +66,8 @@ def _own_bias(
         return None
     parameter = parameters[name]
     own = {op.name for op in users}
+    if parameter.dtype != parameters[str(users[0].weight)].dtype:  # what they cost is counted in one type
+        return None
     elsewhere = any(op.bias and parameters[op.bias] is parameter and op.name not in own for op in ops)
     return None if elsewhere or id(parameter) in excluded or not parameter.requires_grad else name
 

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from medyate_planner.graph import MeasuredKeep
 from medyate_planner.trace.fake import is_inplace, signature_of, storage_key
+from medyate_planner.trace.kernels import RealKernels
 
 Keeps = tuple[MeasuredKeep, ...]
 Observation = tuple[tuple[str, ...], tuple[Keeps, ...]]
@@ -80,7 +81,7 @@ class Observer:
         target: Any = node.target
         with self._mode, torch.enable_grad():
             args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), leaf)
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            with RealKernels(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 result = target(*args, **kwargs)
         outs = [t for t in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(t, Tensor)]
         if not any(t.requires_grad for t in outs):

@@ -127,7 +127,7 @@ class GraphReader:
             return node
         user: fx.Node = next(iter(node.users))
         family = f.family_of(operator_name(user.target)) if user.op == "call_function" else f.MEASURED
-        if family not in f.WEIGHTED or not self._is_layer(user, family):
+        if family not in f.WEIGHTED or family == f.EMBEDDING or not self._is_layer(user, family):
             return node
         return user if behind_cast(node) in (_weight_node(user, family), _bias_of(user, family)) else node
 
@@ -172,6 +172,8 @@ class GraphReader:
             return f.KEEPS_NOTHING
         name = operator_name(node.target)
         family = f.family_of(name)
+        if family in f.LEAN and family not in f.WEIGHTED and getattr(node.args[0], "op", "") == "get_attr":
+            return f.MEASURED  # of a parameter, which is no activation
         if family in f.WEIGHTED and not self._is_layer(node, family):
             return f.MEASURED
         if family == f.GROUP_NORM and not _is_dense(args[0]):  # PyTorch keeps a copy of it
@@ -235,12 +237,14 @@ class GraphReader:
     def _statistics(self, node: fx.Node, family: str) -> Mapping[str, Attribute]:
         """The type of a norm's statistics, where its parameters are of another than its input."""
         place = f.NORM_SCALES.get(operator_name(node.target))
-        scale = self.env.get(node.args[place]) if place is not None and len(node.args) > place else None  # type: ignore[arg-type]
-        if family == f.MEASURED or not isinstance(scale, Tensor):
+        if place is None or family == f.MEASURED:
             return {}
-        given: Tensor = self.env[node.args[0]]  # type: ignore[index]
-        wide = torch.promote_types(given.dtype, scale.dtype)
-        return {} if given.dtype == scale.dtype else {f.STATISTICS: str(wide).removeprefix("torch.")}
+        own = [self.env[n] for n in node.args[place : place + 4] if isinstance(n, fx.Node)]
+        types = [t.dtype for t in own if isinstance(t, Tensor)]
+        given: torch.dtype = self.env[node.args[0]].dtype  # type: ignore[index]
+        if not types or types[0] == given:
+            return {}
+        return {f.STATISTICS: str(torch.promote_types(given, types[0])).removeprefix("torch.")}
 
     def _note(self, name: str, tensor: Tensor, kind: StorageKind) -> TensorSpec:
         spec = TensorSpec(
@@ -332,7 +336,8 @@ def _bytes_beside_parameters(module: nn.Module) -> int:
 
 
 def _weight_node(node: fx.Node, family: str) -> fx.Node:
-    found = behind_cast(node.args[f.PLACES.get(family, (0, 1, 2))[1]])
+    found = node.args[f.PLACES.get(family, (0, 1, 2))[1]]
+    found = found if family == f.EMBEDDING else behind_cast(found)
     assert isinstance(found, fx.Node)
     return found
 

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from medyate_planner.families import LEAN
 from medyate_planner.graph import Workspace
 from medyate_planner.trace.fake import signature_of, storage_key
+from medyate_planner.trace.kernels import as_real
 
 
 class FreshTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -35,7 +36,7 @@ class FreshTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in tree_leaves([args, kwargs]):
             if isinstance(leaf, Tensor) and storage_key(leaf) not in self.seen:
                 self._old.add(storage_key(leaf))
-        result = func(*args, **(kwargs or {}))
+        result = as_real(func, args, func(*args, **(kwargs or {})))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._note(leaf)

@@ -18,6 +18,7 @@ from medyate_planner.memory.model import LossCost, Updates
 from medyate_planner.memory.moments import Category, Place
 from medyate_planner.memory.rules import Keep
 from medyate_planner.trace import Trace, storage_key
+from medyate_planner.trace.casts import autocasting
 from medyate_planner.trace.twin import Twins
 from medyate_planner.training.live import LiveTracker
 from medyate_planner.training.measure import LossFunction, StepMeasurement, measure_step
@@ -45,7 +46,7 @@ def dry_run(
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     fake = _fake_trace(traced, fakes)
     args, kwargs = fake_batch(traced.inputs, graph.batch_size, traced.device, fakes)
-    with fakes:
+    with fakes, autocasting(None, traced.device):
         target = make_target(traced.fake_outputs(graph.batch_size, fakes))
         session = Session(fake.module, fake, graph, updates, lambda _interval: {}, mode=mode)
         session.set_lr(0.01, clip=5.0)
@@ -72,7 +73,7 @@ def view_loss(traced: Trace, graph: ModelGraph, loss_function: LossFunction, mak
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     kept: dict[int, Keep] = {}
     alive: list[Tensor] = []
-    with mode:
+    with mode, autocasting(None, traced.device):
         outputs = traced.fake_outputs(graph.batch_size, mode)
         with torch.no_grad():
             target = make_target(outputs)

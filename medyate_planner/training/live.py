@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from medyate_planner.errors import InputError
 from medyate_planner.memory.moments import Category
 from medyate_planner.trace.failure import name_operator
-from medyate_planner.training.kernels import as_real
+from medyate_planner.trace.kernels import as_real
 from medyate_planner.training.ledger import Ledger
 from medyate_planner.training.places import Places
 

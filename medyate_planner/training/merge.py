@@ -15,7 +15,7 @@ from medyate_planner.training.passing import BatchNormSite, ClampSite, MaskedSit
 from medyate_planner.training.straight import called_directly
 from medyate_planner.training.weighted import ConvSite
 
-_KEEP_NO_RESULT = (ConvSite, BatchNormSite)  # sites whose result may be overwritten, in a new tensor
+_MAKE_NEW = (ConvSite, BatchNormSite)  # sites whose result is a new tensor, no view, which they do not keep
 
 
 def merge_activations(lean: fx.GraphModule) -> None:
@@ -28,7 +28,7 @@ def merge_activations(lean: fx.GraphModule) -> None:
         convolution = _site(lean, reader)
         if not isinstance(convolution, ConvSite) or reader.args[0] is not node or len(source.users) != 1:
             continue
-        if not site.inplace and not isinstance(_site(lean, source), _KEEP_NO_RESULT):
+        if not isinstance(_site(lean, source), _MAKE_NEW):
             continue
         _run_in_place(site)
         convolution.activation = site

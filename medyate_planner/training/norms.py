@@ -2,8 +2,7 @@
 
 Each forward calls the same ATen kernel as the original. Kept for the scale: a compact copy of the normalised input's
 selected channels. Kept for the gradient of the input, if that needs one: what PyTorch keeps, of a frozen BatchNorm
-nothing. A norm that trains nothing itself stays as it was, unless its parameters are of a wider type than its input
-(autocast): the kernels' statistics are of that type then, the fake kernels' (torch 2.13) are not.
+nothing. A norm that trains nothing itself stays as it was.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ class NormSite(nn.Module):
 
     def forward(self, x: Tensor, *constants: Tensor | None) -> Tensor:
         """The original norm; `constants` are its parameters and buffers, its scale and its shift first."""
-        trained = () if self.slot is None else self.slot.trained
-        result: Tensor = _Norm.apply(x, self, len(constants), *constants, *trained)  # type: ignore[no-untyped-call]
+        assert self.slot is not None
+        result: Tensor = _Norm.apply(x, self, len(constants), *constants, *self.slot.trained)  # type: ignore[no-untyped-call]
         return result
 
     def run(self, x: Tensor, constants: Constants) -> tuple[Tensor, list[Tensor]]:
@@ -66,11 +65,11 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, site: NormSite, count: int, *rest: Tensor | None) -> Tensor:
         slot = site.slot
-        ctx.site, ctx.constants = site, rest[:count]
-        ctx.version = None if slot is None else slot.version()
+        assert slot is not None
+        ctx.site, ctx.constants, ctx.version = site, rest[:count], slot.version()
         result, statistics = site.run(x, ctx.constants)
         kept = site.keeps(x, statistics) if site.keeps_input and ctx.needs_input_grad[0] else []
-        if slot is not None and slot.trains_weight:
+        if slot.trains_weight:
             part = _selected(x, slot, site.axis)
             kept.append(slot.keep(site.normalise(part, statistics)))
         ctx.save_for_backward(*kept)
@@ -81,10 +80,8 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         site, slot = ctx.site, ctx.site.slot
         kept = list(ctx.saved_tensors)
-        normalised = kept.pop() if slot is not None and slot.trains_weight else None
+        normalised = kept.pop() if slot.trains_weight else None
         below = site.input_gradient(gradient, kept, ctx.constants) if ctx.needs_input_grad[0] else None
-        if slot is None:
-            return below, None, None, *[None] * len(ctx.constants)
         slot.check(ctx.version)
         of_trained = slot.receive(
             _scale_gradient(gradient, normalised, slot, site.axis) if normalised is not None else None,
@@ -149,7 +146,7 @@ class TrainingBatchNormSite(NormSite):
     def run(self, x: Tensor, constants: Constants) -> tuple[Tensor, list[Tensor]]:
         _, momentum, epsilon, *_ = self.arguments
         result, *statistics = _aten.native_batch_norm.default(x, *constants, True, momentum, epsilon)
-        return result, _as_kernels_do(statistics, x, constants[0])
+        return result, statistics
 
     def normalise(self, part: Tensor, statistics: list[Tensor]) -> Tensor:
         assert self.slot is not None
@@ -177,7 +174,7 @@ class LayerNormSite(NormSite):
 
     def run(self, x: Tensor, constants: Constants) -> tuple[Tensor, list[Tensor]]:
         result, *statistics = _aten.native_layer_norm.default(x, self.shape, *constants, self.epsilon)
-        return result, _as_kernels_do(statistics, x, constants[0])
+        return result, statistics
 
     def normalise(self, part: Tensor, statistics: list[Tensor]) -> Tensor:
         mean, scale = statistics
@@ -201,7 +198,7 @@ class GroupNormSite(NormSite):
     def run(self, x: Tensor, constants: Constants) -> tuple[Tensor, list[Tensor]]:
         sizes = self._sizes(x)
         result, *statistics = _aten.native_group_norm.default(_plain(x, x), *constants, *sizes, self.epsilon)
-        return result, _as_kernels_do(statistics, x, constants[0])
+        return result, statistics
 
     def normalise(self, part: Tensor, statistics: list[Tensor]) -> Tensor:
         mean, scale = (self.along_channels(self._of_channels(values), part) for values in statistics)
@@ -254,13 +251,6 @@ class RmsNormSite(NormSite):
         below = gradient * constants[0]
         share = (below * normalised).mean(dim=-1, keepdim=True, dtype=scale.dtype)
         return below.sub_(normalised.mul_(share)).mul_(scale)
-
-
-def _as_kernels_do(statistics: list[Tensor], x: Tensor, scale: Tensor | None) -> list[Tensor]:
-    """Statistics of the wider type, where input and scale are of two: changes those of fake kernels alone."""
-    if scale is None or scale.dtype == x.dtype:
-        return statistics
-    return [values.to(torch.promote_types(scale.dtype, x.dtype)) for values in statistics]
 
 
 def _plain(x: Tensor, like: Tensor) -> Tensor:

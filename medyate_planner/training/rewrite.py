@@ -53,18 +53,13 @@ def rewrite(
     for op in graph.ops:
         if op.family == f.BATCH_NORM_TRAIN:
             _use_statistics_of_batch(nodes[op.name])
-        if op.name in active and (op.family in f.LEAN or op.name in slots or _of_two_types(op)):
+        if op.name in active and (op.family in f.LEAN or op.name in slots):
             _replace(lean, nodes[op.name], op, slots.get(op.name))
     _cut_what_the_loss_ignores(lean, graph, active)
     merge_activations(lean)
     lean.graph.eliminate_dead_code()
     lean.recompile()
     return lean
-
-
-def _of_two_types(op: Op) -> bool:
-    """A norm with parameters of another type than its input, of which fake kernels get the statistics' type wrong."""
-    return f.STATISTICS in op.attributes
 
 
 def batch_counters(model: nn.Module, module: fx.GraphModule, graph: ModelGraph) -> list[torch.Tensor]:
@@ -97,7 +92,7 @@ def _replace(lean: fx.GraphModule, node: fx.Node, op: Op, slot: Slot | None) -> 
     if op.family in f.WEIGHTED:
         site, inputs = _weighted_site(node, op)
         site.slot = slot
-    elif (op.family != f.BATCH_NORM and _of_two_types(op)) or (slot is not None and op.scale is not None):
+    elif slot is not None and op.scale is not None:
         site, inputs = _norm_site(node, op)
         site.slot = slot
     elif op.family == f.BATCH_NORM:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -142,6 +144,88 @@ def test_a_report_has_the_plan_under_its_own_autocast() -> None:
     cast = {step.name: step for step in report(Mixed(), X, autocast="bfloat16").steps}
     plain = {step.name: step for step in report(Mixed(), X).steps}
     assert cast["lean_full"].saved_bytes < plain["lean_full"].saved_bytes
+
+
+class Turned(nn.Module):
+    """A norm of an input that is not as its kernel wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(2, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.transpose(2, 3))
+
+
+@pytest.mark.parametrize("norms", ["frozen", "train"])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda: nn.GroupNorm(2, 8), lambda: nn.GroupNorm(2, 8, affine=False), lambda: nn.InstanceNorm2d(8, affine=True),
+        lambda: nn.BatchNorm2d(8), lambda: nn.BatchNorm2d(8, affine=False), lambda: nn.LayerNorm((8, 8, 8)),
+        lambda: nn.BatchNorm2d(8, track_running_stats=False), lambda: nn.RMSNorm((8, 8, 8)), Turned,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("scales", [False, True])
+def test_statistics_of_any_norm_are_counted_as_they_are(
+    norm: Callable[[], nn.Module], norms: str, scales: bool
+) -> None:
+    """They are of the wider type where input and parameters are of two, which torch's fake kernels do not know."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), norm(), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1), nn.Flatten(), nn.Linear(6 * 64, 5)
+    )
+    subject = subject_of(net, X, autocast="bfloat16", norm=norms)
+    decided = plan(subject, budget="60kB", request={"buy_norm_scales": scales})
+    assert not [category for category in verify(subject, decided).categories if not category.agrees]
+
+
+def test_what_surrounds_planning_changes_nothing() -> None:
+    """A user may call everything within an autocast, for a plan with or without one."""
+    for autocast in (None, "bfloat16"):
+        subject, decided = made(autocast)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside, again = made(autocast)
+            assert again == decided
+            result = verify(Mixed().eval(), decided)
+            assert not [category for category in result.categories if not category.agrees]
+            assert [str(node.target) for node in inside.traced.module.graph.nodes] == [
+                str(node.target) for node in subject.traced.module.graph.nodes
+            ]
+
+
+class OwnCasts(nn.Module):
+    """Parameters that the model itself casts, up and down, beside one bias of another type than its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.narrow, self.words = nn.Conv2d(3, 8, 3).bfloat16(), nn.Embedding(7, 8)
+        self.mixed, self.norm, self.head = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 5)
+        self.mixed.bias.data = self.mixed.bias.data.bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.conv2d(x, self.narrow.weight.float(), self.narrow.bias.float()).mean((2, 3))
+        words = functional.embedding(x.argmax(1) % 7, self.words.weight.to(torch.bfloat16)).float()
+        x = functional.linear(x + words, self.mixed.weight, self.mixed.bias.float())
+        x = functional.layer_norm(x.bfloat16(), (8,), self.norm.weight.bfloat16(), self.norm.bias.bfloat16())
+        return self.head(functional.relu(x.float() + functional.relu(self.table())))
+
+    def table(self) -> Tensor:
+        return self.words.weight[0]
+
+
+@pytest.mark.parametrize("mode", [{}, {"update": "optimizer", "optimizer": "adamw"}])
+def test_casts_of_the_models_own(mode: dict[str, str]) -> None:
+    decided = plan(OwnCasts(), X, budget="60kB", **mode)  # type: ignore[arg-type]
+    result = verify(OwnCasts(), decided)
+    assert not [category for category in result.categories if not category.agrees]
+    measured = next(c.measured_bytes for c in result.categories if c.name == "live peak")
+    assert decided.predicted.live_peak_bound_bytes is not None
+    assert decided.predicted.live_peak_bound_bytes >= measured
+    names = {layer.name for layer in decided.layers}
+    assert {"narrow", "mixed"} <= names
+    assert "mixed" not in decided.biases
 
 
 @pytest.mark.parametrize(

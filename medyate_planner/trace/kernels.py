@@ -1,25 +1,35 @@
-"""Where a real kernel makes something that its fake one does not (torch 2.13, CPU): the dry run is told here."""
+"""Where a real kernel makes something that its fake one does not (torch 2.13, CPU): whoever looks at fake steps is told
+here."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _aten = torch.ops.aten
 _CONV_BACKWARD = _aten.convolution_backward.default
 _NOT_ONEDNN = ("Slow", "Empty", "Overrideable")
-_BATCH_NORM = _aten.native_batch_norm.default
+_NORMS = {  # places of parameters and stored statistics
+    _aten.native_batch_norm.default: slice(1, 5),
+    _aten.native_layer_norm.default: slice(2, 4),
+    _aten.native_group_norm.default: slice(1, 3),
+}
+_GROUP_NORM_BACKWARD = _aten.native_group_norm_backward.default
 
 
 def as_real(func: Any, args: tuple[Any, ...], result: Any) -> Any:
     """The result of an operator on fake tensors with what the real kernel adds; any other result as it is."""
     if func is _CONV_BACKWARD:
         return _with_weight_gradient(args, result)
-    if func is _BATCH_NORM:
-        return _with_wide_statistics(args, result)
+    if func in _NORMS:
+        return _with_wide_statistics(args, args[_NORMS[func]], result)
+    if func is _GROUP_NORM_BACKWARD and isinstance(result[0], FakeTensor):
+        return result[0].to(args[1].dtype), *result[1:]
     return result
 
 
@@ -38,10 +48,22 @@ def _with_weight_gradient(args: tuple[Any, ...], result: Any) -> Any:
     return result[0], torch.empty_like(weight), result[2]
 
 
-def _with_wide_statistics(args: tuple[Any, ...], result: Any) -> Any:
-    """Fed with half precision, a BatchNorm of float32 keeps its statistics in float32."""
+def _with_wide_statistics(args: tuple[Any, ...], own: tuple[Any, ...], result: Any) -> Any:
+    """Fed with half precision, a norm of float32 keeps its statistics in float32."""
     output, *statistics = result
-    parameters = [t for t in args[1:5] if isinstance(t, Tensor)]
+    parameters = [t for t in own if isinstance(t, Tensor)]
     if not isinstance(output, FakeTensor) or not parameters or parameters[0].dtype == args[0].dtype:
         return result
     return (output, *(torch.empty_like(t, dtype=parameters[0].dtype) for t in statistics))
+
+
+class RealKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Operators on fake tensors give what real ones give."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return as_real(func, args, func(*args, **(kwargs or {})))
