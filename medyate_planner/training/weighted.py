@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from medyate_planner.training.functions import backward_once, direct
-from medyate_planner.training.layout import as_image, as_rows, is_channels_last, memory_format
+from medyate_planner.training.layout import as_image, as_rows, is_channels_last
 from medyate_planner.training.masks import clear_outside_, pack_between
 from medyate_planner.training.passing import MaskedSite
 from medyate_planner.training.slots import Slot
@@ -156,20 +156,21 @@ class _Embedding(torch.autograd.Function):
 
 
 class _Conv(torch.autograd.Function):
+    """Hot: what a call needs again stands in one attribute, and nothing is asked twice."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, own: tuple[Tensor, Tensor | None], site: ConvSite, *_trained: Tensor) -> Tensor:
         weight, bias = own  # in a tuple, past autograd
-        ctx.site, ctx.weight, ctx.shape = site, weight, x.shape
-        slot = site.slot
+        slot, activation, last = site.slot, site.activation, is_channels_last(x)
+        version = None if slot is None else slot.version()
+        ctx.called = site, slot, weight, x.shape, last, version
         kept: tuple[Tensor, ...] = ()
-        if site.activation is not None:
-            ctx.order = memory_format(x)
-            kept = (pack_between(x, *site.activation.bounds, ctx.order),)
-            x = site.activation.call(x)
-        if slot is not None:
-            ctx.version = slot.version()
-            if slot.trains_weight:
-                kept = (slot.keep(_compact_channels(x, slot)), *kept)
+        if activation is not None:
+            order = torch.channels_last if last else torch.contiguous_format
+            kept = (pack_between(x, *activation.bounds, order),)
+            x = activation.target(x, *activation.arguments)
+        if slot is not None and slot.quota:
+            kept = (slot.keep(_compact_channels(x, slot, last=last)), *kept)
         if kept:
             ctx.save_for_backward(*kept)
         if site.cast is not None:
@@ -180,32 +181,34 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     @backward_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        site, weight, slot = ctx.site, ctx.weight, ctx.site.slot
+        site, slot, weight, shape, last, version = ctx.called
+        kept: tuple[Tensor, ...] = ctx.saved_tensors
         if site.cast is not None:
             weight = weight.to(site.cast)
         rows = as_rows(gradient) if site.pointwise and is_channels_last(gradient) else None
         below = own = None
         if ctx.needs_input_grad[0]:
             below = (
-                _conv_input_gradient(site, gradient, weight, ctx.shape)
+                _conv_input_gradient(site, gradient, weight, shape)
                 if rows is None
-                else as_image(torch.mm(rows, weight.view(weight.shape[:2])), ctx.shape)
+                else as_image(torch.mm(rows, weight.view(weight.shape[:2])), shape)
             )
-        if slot is None:
-            return _through_activation(ctx, below), None, None
-        slot.check(ctx.version)
-        if slot.trains_weight:
-            saved = ctx.saved_tensors[0]
-            own = (
-                _conv_weight_gradient(site, slot, weight, gradient, ctx.shape, saved)
-                if rows is None or saved.dim() != 2
-                else torch.mm(rows.t(), saved).view(weight.shape[0], -1, 1, 1)
-            )
-            if site.cast is not None:
-                own = own.to(slot.weight.dtype)
-        of_trained = slot.receive(own, None if slot.bias is None else _over_channels(gradient, slot.bias.dtype))
-        del own
-        return _through_activation(ctx, below), None, None, *of_trained
+        of_trained: tuple[Tensor | None, ...] = ()
+        if slot is not None:
+            slot.check(version)
+            if slot.quota:
+                own = (
+                    _conv_weight_gradient(site, slot, weight, gradient, shape, kept[0])
+                    if rows is None or kept[0].dim() != 2
+                    else torch.mm(rows.t(), kept[0]).view(weight.shape[0], -1, 1, 1)
+                )
+                if site.cast is not None:
+                    own = own.to(slot.weight.dtype)
+            of_trained = slot.receive(own, None if slot.bias is None else _over_channels(gradient, slot.bias.dtype))
+            del own
+        if below is not None and site.activation is not None:  # a tensor that nobody else has yet
+            clear_outside_(below, kept[-1], torch.channels_last if last else torch.contiguous_format)
+        return below, None, None, *of_trained
 
 
 class _Linear(torch.autograd.Function):
@@ -275,13 +278,6 @@ class _Addmm(torch.autograd.Function):
         return below, None, None, None, *of_trained
 
 
-def _through_activation(ctx: Any, below: Tensor | None) -> Tensor | None:
-    """The gradient of what the site was given, from that of what it convolves: a tensor that nobody else has yet."""
-    if below is None or ctx.site.activation is None:
-        return below
-    return clear_outside_(below, ctx.saved_tensors[-1], ctx.order)
-
-
 def _cast(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Any]:
     """As autocast does: for this call alone. What is kept for backward is the parameter, which is there anyway."""
     return weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -295,9 +291,9 @@ def _compact_features(x: Tensor, slot: Slot) -> Tensor:
     return rows.index_select(1, slot.index)
 
 
-def _compact_channels(x: Tensor, slot: Slot) -> Tensor:
+def _compact_channels(x: Tensor, slot: Slot, *, last: bool) -> Tensor:
     """The selected channels in storage of their own: `(B * H * W, n)` if x is channels_last, else `(B, n, *)`."""
-    if is_channels_last(x):
+    if last:
         rows = as_rows(x)
         return rows.clone() if slot.index is None else rows.index_select(1, slot.index)
     if slot.index is None:
