@@ -3,7 +3,8 @@
     python reports/step_time.py > reports/step_time.txt      (about half a minute; needs the data files)
 
 The plan trains 10 % of the input channels of the last 20 convolutions and the classifier in full, with fused SGD.
-Repetitions are interleaved, so that a busy moment hits all alike; quotients are taken within each repetition.
+Repetitions are interleaved, so that a busy moment hits all alike, every other one in reverse, so that what ran before a
+step favours none; quotients are taken within each repetition.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def main() -> None:
     torch.set_num_threads(1)
     print(
         f"{SHARE:.0%} of the channels of the last {LAYERS} convolutions, classifier in full, SGD, cross-entropy. "
-        f"128 px, channels_last, 1 thread,\n{REPETITIONS} interleaved repetitions. Times in ms: median (quartiles), "
+        f"128 px, channels_last, 1 thread,\n{REPETITIONS} interleaved repetitions, in turn forwards and backwards. "
+        "Times in ms: median (quartiles), "
         "minimum. Planned / this: median (quartiles) of the quotients\nwithin a repetition, and of the minima.\n"
         "(a) plain PyTorch, norms in evaluation mode. (b) the same, gradients multiplied by masks. (c) the ATen calls "
         "that the plan\nneeds: forward, activation backward, input gradients in the reach, gradients of given slices, "
@@ -164,7 +166,8 @@ def _interleaved(steps: Mapping[str, Step]) -> dict[str, list[float]]:
     """Milliseconds of each step in each repetition, the first few left out."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for repetition in range(WARM_UP + REPETITIONS):
-        for name, step in steps.items():
+        ordered = list(steps.items())
+        for name, step in ordered if repetition % 2 else reversed(ordered):
             start = time.perf_counter()
             step()
             seconds = time.perf_counter() - start

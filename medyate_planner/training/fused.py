@@ -18,6 +18,11 @@ class FusedSlot(Slot):
         super().__init__(*args, **kwargs)
         self.trained = (anchor,)
         self._applied = False
+        self._axis = self.layer.channel_axis
+        owns_one_row = self.layer.out_channels == self.layer.groups
+        self._by_index = self.layer.kind not in ("grouped", "depthwise") or (
+            self.layer.kind == "depthwise" and owns_one_row
+        )  # the index itself says where along the axis the gradient belongs
 
     def begin_step(self) -> None:
         """As `Slot.begin_step`."""
@@ -66,6 +71,8 @@ class FusedSlot(Slot):
             if rule.weight_decay:
                 gradient.add_(self.weight, alpha=rule.weight_decay)
             self.weight.add_(gradient, alpha=-rule.lr)
+        elif self._by_index and not rule.weight_decay:
+            self.weight.index_add_(self._axis, self.index, gradient, alpha=-rule.lr)
         elif self.layer.kind == "grouped":
             rows, columns = self.rows(), self.columns()
             if rule.weight_decay:
