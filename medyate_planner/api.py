@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from medyate_planner.errors import InputError
 from medyate_planner.graph import ModelGraph
 from medyate_planner.importance.energy import Importance, from_weights
 from medyate_planner.importance.gradients import probe
 from medyate_planner.importance.metrics import channel_scores
-from medyate_planner.memory.mode import FUSED, UpdateMode, choose_mode
+from medyate_planner.memory.mode import FUSED, choose_mode
 from medyate_planner.memory.model import Updates
 from medyate_planner.memory.timeline import footprint
 from medyate_planner.planfile import check_budget, plan_from
@@ -24,8 +23,9 @@ from medyate_planner.planning.plan import ImportanceRef, Plan, Sampling
 from medyate_planner.planning.request import PlanRequest
 from medyate_planner.planning.rounds import Packing, Round, pack_rounds
 from medyate_planner.planning.sampling import draw_planned
-from medyate_planner.planning.strategies import CHANGES_QUOTAS, DRAWS_BY_IMPORTANCE, STRATEGIES, Strategy
+from medyate_planner.planning.strategies import Strategy
 from medyate_planner.reporting.verification import Verification, compare
+from medyate_planner.strategy import chosen_strategy
 from medyate_planner.subject import LossSpec, Subject, as_subject, subject_for, traced_for
 from medyate_planner.trace import ExampleInputs, Trace
 from medyate_planner.trace.casts import autocasting
@@ -33,9 +33,9 @@ from medyate_planner.training.boosting import Boosting
 from medyate_planner.training.dryrun import dry_run
 from medyate_planner.training.guard import Guard
 from medyate_planner.training.loop import Batches, Epoch, Recipe, Watch, fit, invoke, to_model
-from medyate_planner.training.measure import measure_step
+from medyate_planner.training.measure import StepMeasurement, measure_step
 from medyate_planner.training.probing import probe_in_rounds
-from medyate_planner.training.progress import Checkpoint
+from medyate_planner.training.progress import Checkpoint, Epochs, Interval
 from medyate_planner.training.run import load_weights
 from medyate_planner.training.session import Session
 from medyate_planner.units import parse_bytes
@@ -174,7 +174,7 @@ def plan(
     budget: str | int = "512kB",
     importance: Importance | None = None,
     *,
-    strategy: str = "optimal",
+    strategy: str | Strategy = "optimal",
     update: str | None = None,
     optimizer: str | None = None,
     accumulation: int | None = None,
@@ -192,7 +192,8 @@ def plan(
         example_inputs: One batch, needed for a module; its batch size is what is planned for.
         budget: Bytes, or a text such as "512kB".
         importance: From `rank`; without it, mean squared weight per channel (the plan says so).
-        strategy: A name of `planning.strategies.STRATEGIES`.
+        strategy: A name of `planning.strategies.STRATEGIES`, a function `PlanRequest -> Decision` of your own, or
+            "file.py:function" that names one. What it decides is checked: an own strategy can not exceed the budget.
         update: "fused" (plain SGD during backward; the default where that will do) or "optimizer" (a torch optimizer,
             on compact parameters). What is not given, a subject knows.
         optimizer: Whose state is paid for: sgd, momentum, adam or adamw.
@@ -215,28 +216,8 @@ def plan(
     decision = decide(asked)
     reference = importance_file or ImportanceRef(source=asked.importance.source)
     made = plan_from(subject, asked, decision, sampling or Sampling(), model_facts or {}, reference)
-    return made.model_copy(update={"explanation": explanation_of(asked, decision)}) if explain else made
-
-
-def chosen_strategy(strategy: str, importance: Importance | None, mode: UpdateMode = FUSED) -> Strategy:
-    """The planner of that name.
-
-    Raises:
-        InputError: there is none, it draws by importance and none was measured, or its quotas change and `mode` wants
-            parameters of constant shape.
-    """
-    if strategy not in STRATEGIES:
-        raise InputError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
-    if strategy in DRAWS_BY_IMPORTANCE and importance is None:
-        raise InputError(
-            f"strategy {strategy} draws by the importance of channels; pass --importance FILE from `medyate rank`"
-        )
-    if strategy in CHANGES_QUOTAS and not mode.is_fused:
-        raise InputError(
-            f"strategy {strategy} changes quotas between intervals, which needs update mode fused: compact parameters "
-            "have constant shapes; leave out --update optimizer, or choose another strategy"
-        )
-    return STRATEGIES[strategy]
+    why = explanation_of(asked, decision, strategy=decide) if explain else None
+    return made.model_copy(update={"explanation": why}) if explain else made
 
 
 def request_of(
@@ -347,6 +328,8 @@ def train(
     enforce: bool = False,
     batches_for: Callable[[Session], Batches] | None = None,
     on_step: Callable[[int, int, float], None] = lambda _epoch, _step, _loss: None,
+    on_draw: Callable[[Interval], None] = lambda _interval: None,
+    on_measured: Callable[[StepMeasurement], None] = lambda _step: None,
     on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
     on_checkpoint: Callable[[Checkpoint], None] = lambda _checkpoint: None,
 ) -> list[Epoch]:
@@ -364,6 +347,8 @@ def train(
         enforce: Measure every step, and stop when one is seen to exceed the budget.
         batches_for: Gives batches for the session, in place of `batches` (`training.prefixed.PrefixedTraining`).
         on_step: Progress: epoch, step, loss.
+        on_draw: Called with the channels that are trained from now on.
+        on_measured: Called with every step that was measured: the second of each epoch; with `enforce`, all.
         on_epoch: Called after each epoch.
         on_checkpoint: Called with a checkpoint within an epoch, and with `enforce` before the first step.
 
@@ -377,8 +362,14 @@ def train(
         importance.check(subject.graph)
         if resume is None:
             load_weights(subject.model, importance.head)
-    watch = Watch(on_step=on_step, on_checkpoint=on_checkpoint, checkpoint_every=checkpoint_every)
-    epochs = []
+    watch = Watch(
+        on_step=on_step,
+        on_draw=on_draw,
+        on_measured=on_measured,
+        on_checkpoint=on_checkpoint,
+        checkpoint_every=checkpoint_every,
+    )
+    epochs = Epochs()
     with open_session(subject, plan, importance) as session:
         for epoch in fit(
             session,

@@ -6,6 +6,8 @@ Exit codes: 1 a check did not hold, 2 bad input or usage, 3 the budget can not b
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 
@@ -40,6 +42,25 @@ def _finite(facts: dict[str, Any]) -> dict[str, Any]:
 
 class InputError(MedyateError):
     """Something handed in is not what it should be: a name, a file, a shape, a number."""
+
+
+def closest(name: str, known: Iterable[str], *, count: int = 3) -> tuple[str, ...]:
+    """The known names that look most like a misspelt one, the nearest first; capitals do not matter."""
+    folded = {other.lower(): other for other in reversed(list(known))}
+    return tuple(folded[match] for match in get_close_matches(name.lower(), folded, n=count, cutoff=0.6))
+
+
+def did_you_mean(name: str, known: Iterable[str], *, count: int = 3) -> str:
+    """`did you mean a, b? `, to be followed by what else can be said; nothing where no known name is near."""
+    close = closest(name, known, count=count)
+    return f"did you mean {', '.join(close)}? " if close else ""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a word that is none of a few, with the nearest of them."""
+    words = list(known)
+    choice = " or ".join(words) if len(words) < 3 else f"one of {', '.join(words)}"
+    return InputError(f"{what} {name!r} is unknown; {did_you_mean(name, words, count=1)}choose {choice}")
 
 
 class TraceError(MedyateError):
@@ -135,9 +156,11 @@ class InfeasibleBudgetError(MedyateError):
     ) -> None:
         others = " and ".join(d for d in demands if not d.startswith("--budget"))
         instead = f", or drop {others}" if others else ""
+        if "in full" in others:
+            instead += " (--head-by-channels, or fewer classes with --num-classes)"
         super().__init__(
             f"budget {budget_bytes:,} B (scope {scope}) can not be met: the smallest possible one is "
-            f"{minimum_bytes:,} B ({spent_on}); pass {option} {minimum_bytes}B or more{instead}",
+            f"{minimum_bytes:,} B, for {spent_on}; pass {option} {minimum_bytes}B or more{instead}",
             budget_bytes=budget_bytes,
             minimum_bytes=minimum_bytes,
             scope=scope,

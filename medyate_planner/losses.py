@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medyate_planner.errors import InputError
+from medyate_planner.errors import InputError, did_you_mean
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -46,7 +46,8 @@ def named_loss(spec: str | LossFunction | Loss) -> Loss:
         if not callable(function):
             raise InputError(f"loss {spec}: expected the factory to return a callable, got {type(function).__name__}")
         return _custom(spec, function)
-    raise InputError(f"loss {spec!r} is unknown; choose one of {', '.join(_NAMED)}, or module:factory")
+    near = did_you_mean(spec, _NAMED, count=1)
+    raise InputError(f"loss {spec!r} is unknown; {near}choose one of {', '.join(_NAMED)}, or module:factory")
 
 
 def first_output(outputs: Any) -> Tensor:
@@ -67,7 +68,16 @@ def first_output(outputs: Any) -> Tensor:
 
 
 def _cross_entropy(outputs: Any, target: Tensor) -> Tensor:
-    return functional.cross_entropy(first_output(outputs), target)
+    logits = first_output(outputs)
+    try:
+        return functional.cross_entropy(logits, target)
+    except IndexError as error:
+        classes = logits.shape[1]
+        wrong = next((label for label in target.flatten().tolist() if not 0 <= label < classes), None)
+        raise InputError(
+            f"label {wrong} is out of range: the model has {classes} classes, so labels are 0 to {classes - 1}; "
+            "correct the data, or give the model more classes with --num-classes"
+        ) from error
 
 
 def _mean_squared_error(outputs: Any, target: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any
 
-from medyate_planner.errors import CertificationError, PlanMismatchError
+from pydantic import ValidationError
+
+from medyate_planner.errors import CertificationError, InputError, PlanMismatchError
 from medyate_planner.graph import Layer, ModelGraph
 from medyate_planner.memory.accounting import sparse_update_bytes
 from medyate_planner.memory.model import Updates
@@ -38,9 +40,11 @@ def plan_from(
 
     Raises:
         CertificationError: they do not.
+        InputError: the decision's sampling is not one that a plan can have.
     """
     graph = subject.graph
-    return Plan(
+    return _validated(
+        decision.strategy,
         model=PlannedModel(
             fingerprint=graph.fingerprint,
             num_parameters=graph.num_parameters,
@@ -54,31 +58,42 @@ def plan_from(
         loss=subject.loss.name,
         loss_outputs=graph.outputs,
         dropout="keep" if subject.dropout == "keep" else "off",
-        norm=subject.norm,  # type: ignore[arg-type]
-        autocast=subject.autocast,  # type: ignore[arg-type]
-        update=subject.mode.update,  # type: ignore[arg-type]
-        optimizer=subject.mode.optimizer,  # type: ignore[arg-type]
+        norm=subject.norm,
+        autocast=subject.autocast,
+        update=subject.mode.update,
+        optimizer=subject.mode.optimizer,
         accumulation=subject.mode.accumulation,
         budget_bytes=asked.budget_bytes,
-        scope=asked.scope,  # type: ignore[arg-type]
+        scope=asked.scope,
         margin_ratio=asked.margin_ratio,
-        weights_in=asked.weights_in,  # type: ignore[arg-type]
+        weights_in=asked.weights_in,
         strategy=decision.strategy,
         objective_name=asked.objective,
         curve=asked.curve,
-        metric=asked.metric,  # type: ignore[arg-type]
+        metric=asked.metric,
         max_flops=asked.max_flops,
         status="optimal" if decision.status == "optimal" else "feasible",
         gap_ratio=decision.gap_ratio,
         objective=asked.value(decision.updates),
         objective_bound=decision.bound,
         interpolation_loss=decision.facts.get("interpolation_loss", 0.0),
-        predicted=_predicted(subject, asked, decision),
+        predicted=predict(subject, asked, decision),
         layers=_planned_layers(graph, decision),
         biases=tuple(unit.name for unit in graph.units if unit.name in decision.updates.biases),
-        sampling=Sampling.model_validate({**sampling.model_dump(), **decision.sampling}),
+        sampling={**sampling.model_dump(), **decision.sampling},
         importance=reference,
     )
+
+
+def _validated(decided_by: str, **fields: Any) -> Plan:
+    """The plan, or an `InputError` for what a strategy of the user's own settled otherwise than a plan may have it."""
+    try:
+        return Plan(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        text = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"strategy {decided_by}: {f'{key}: ' if key else ''}{text}") from error
 
 
 def _inputs(subject: Subject) -> tuple[ModelInput, ...]:
@@ -154,8 +169,8 @@ def _quota(unit: Layer, updates: Updates, pool: Set[str]) -> int | None:
     return unit.channels if unit.name in updates.full else updates.quotas[unit.name]
 
 
-def _predicted(subject: Subject, asked: PlanRequest, decision: Decision) -> Predicted:
-    """Each figure, the largest over the draws."""
+def predict(subject: Subject, asked: PlanRequest, decision: Decision) -> Predicted:
+    """Each figure from the memory model, certified by the dry run; of a plan with draws, the largest over them."""
     distinct = list({_key(updates): updates for updates in decision.all_updates}.values())
     each = [_figures(subject, asked, updates) for updates in distinct]
     figures = {name: max(found[name] for found in each) for name in each[0]}

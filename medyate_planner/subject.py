@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medyate_planner.errors import InputError
+from medyate_planner.errors import InputError, unknown_name
 from medyate_planner.families import BATCH_NORM
 from medyate_planner.graph import ModelGraph
 from medyate_planner.losses import Loss, LossFunction, named_loss
@@ -101,7 +101,7 @@ def subject_of(
 def check_norm(model: nn.Module, norm: str) -> None:
     """Raise `InputError` for an unknown way to run BatchNorms, or one that the model's can not be run in."""
     if norm not in NORMS:
-        raise InputError(f"norm {norm!r} is unknown; choose {' or '.join(NORMS)}")
+        raise unknown_name("norm", norm, NORMS)
     for name, module in model.named_modules():
         if norm == "train" and isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is None:
             raise InputError(

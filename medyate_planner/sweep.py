@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from medyate_planner.api import chosen_strategy, request_of
+from medyate_planner.api import request_of
 from medyate_planner.importance.energy import Importance
 from medyate_planner.planfile import plan_from
 from medyate_planner.planning.frontier import Frontier, checked_budgets, parse_budgets, trace_frontier
 from medyate_planner.planning.plan import ImportanceRef, Plan, Sampling
+from medyate_planner.planning.strategies import Strategy
 from medyate_planner.reporting.frontier_view import FrontierReport, frontier_report
+from medyate_planner.strategy import chosen_strategy
 from medyate_planner.subject import Subject, as_subject
 from medyate_planner.trace import ExampleInputs
 from medyate_planner.units import parse_bytes
@@ -25,7 +27,7 @@ def frontier(
     budgets: str | Sequence[str | int] = "64kB:2MB:12",
     importance: Importance | None = None,
     *,
-    strategy: str = "optimal",
+    strategy: str | Strategy = "optimal",
     spec: str | None = None,
     importance_file: ImportanceRef | None = None,
     request: Mapping[str, Any] | None = None,
@@ -39,7 +41,7 @@ def frontier(
         example_inputs: One batch, needed for a module; its batch size is what is planned for.
         budgets: "64kB:2MB:12" (geometrically spaced), "64kB,128kB,1MB", or a sequence of bytes or such amounts.
         importance: From `rank`; without it, mean squared weight per channel.
-        strategy: A name of `medyate_planner.planning.strategies.STRATEGIES`.
+        strategy: As for `plan`.
         spec: What to call the model.
         importance_file: Name and hash of the importance file.
         request: Further keys of `PlanRequest`, as for `plan`.
@@ -61,7 +63,7 @@ def trace_budgets(
     budgets: str | Sequence[str | int],
     importance: Importance | None = None,
     *,
-    strategy: str = "optimal",
+    strategy: str | Strategy = "optimal",
     request: Mapping[str, Any] | None = None,
     on_point: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> Frontier:

@@ -14,37 +14,69 @@ _FACTORS = {
     "kib": 1024,
     "mib": 1024**2,
     "gib": 1024**3,
+    "byte": 1,
+    "bytes": 1,
 }
-_AMOUNT = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*$")
+_AMOUNT = re.compile(r"^\s*([0-9][0-9_]*(?:,[0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*$")
+_DECIMAL_COMMA = re.compile(r"^\s*([0-9]+),([0-9]+)\s*([A-Za-z]*)\s*$")
 _EXAMPLES = "write it as 512kB (1000 B each), 512KiB (1024 B each), 0.5MB or 512000B"
 
 
 def parse_bytes(text: str | int, *, what: str = "budget") -> int:
     """Read an amount of memory; an `int` is bytes. Fractions of a byte are rounded down.
 
+    Units are bytes, whatever their capitals: B, kB, MB, GB (1000) and KiB, MiB, GiB (1024). A plain K, M or G, which
+    some read as the one and some as the other, is refused, as is a comma that may be a decimal one.
+
     Raises:
-        InputError: no number, no unit, an unknown unit, or an amount below 1 byte.
+        InputError: no number, no unit, an unknown or ambiguous unit, or an amount below 1 byte.
     """
     if isinstance(text, bool) or not isinstance(text, (int, str)):
         raise InputError(f"{what}: expected bytes or a text such as 512kB, got {text!r}; {_EXAMPLES}")
     if isinstance(text, int):
         amount_bytes = text
     else:
-        match = _AMOUNT.match(text)
-        if not match:
-            raise InputError(f"{what}: {text!r} is not an amount of memory; {_EXAMPLES}")
-        number, unit = match.group(1).replace("_", "").replace(",", ""), match.group(2)
-        if not unit:
-            raise InputError(f"{what}: {text!r} has no unit; {_EXAMPLES}")
-        factor = _FACTORS.get(unit.lower())
-        if factor is None:
-            raise InputError(f"{what}: unknown unit {unit!r} in {text!r}; {_EXAMPLES}")
+        number, factor = _number_and_factor(text, what)
         whole, _, fraction = number.partition(".")
         scale = 10 ** len(fraction)
         amount_bytes = int((whole or "0") + fraction) * factor // scale
     if amount_bytes < 1:
         raise InputError(f"{what}: {text!r} is less than 1 byte; {_EXAMPLES}")
     return amount_bytes
+
+
+def _number_and_factor(text: str, what: str) -> tuple[str, int]:
+    """The digits of an amount, and the bytes of its unit."""
+    match = _AMOUNT.match(text)
+    if not match or re.match(r"\s*0+,", text):
+        raise InputError(f"{what}: {text!r} is not an amount of memory; {_not_an_amount(text)}")
+    shown, unit = match.groups()
+    number = shown.replace("_", "").replace(",", "")
+    if not unit and float(number) > 0:
+        raise InputError(
+            f"{what}: {text!r} has no unit; write {shown}kB (1000 B each), {shown}KiB (1024 B each) or {shown}MB"
+        )
+    if unit.lower() in ("k", "m", "g"):
+        decimal, binary = ("kB", "KiB") if unit.lower() == "k" else (f"{unit.upper()}B", f"{unit.upper()}iB")
+        raise InputError(
+            f"{what}: {text!r} may mean two things; write {shown}{decimal} ({_FACTORS[decimal.lower()]:,} B each) or "
+            f"{shown}{binary} ({_FACTORS[binary.lower()]:,} B each)"
+        )
+    factor = _FACTORS.get(unit.lower() or "b")
+    if factor is None:
+        raise InputError(f"{what}: unknown unit {unit!r} in {text!r}; {_EXAMPLES}")
+    return number, factor
+
+
+def _not_an_amount(text: str) -> str:
+    """What to write instead."""
+    if re.match(r"\s*-", text):
+        return f"it is below 0; {_EXAMPLES}"
+    comma = _DECIMAL_COMMA.match(text)
+    if comma:
+        whole, fraction, unit = comma.groups()
+        return f"write {whole}.{fraction}{unit or 'MB'}, with a decimal point"
+    return _EXAMPLES
 
 
 def format_bytes(amount_bytes: int) -> str:

@@ -24,6 +24,7 @@ from medyate_planner.subject import Subject, subject_of
 NETWORKS = ("mcunet-5fps", "mbv2-w0.35", "proxyless-w0.3")
 SCOPES = ("update", "training", "peak")
 GAPS = (1e-3, 0.0)
+OBJECTIVE = "norm"  # the one whose curves are curved
 BATCH = 8
 BUDGETS = 10
 TIME_LIMIT = 60.0
@@ -45,13 +46,23 @@ def main() -> None:
     print()
     for name, (subject, importance) in cases.items():
         for scope in SCOPES:
-            time_plans(name, PlanRequest(memory=subject.memory, importance=importance, budget_bytes=1, scope=scope))
+            time_plans(
+                name,
+                PlanRequest(
+                    memory=subject.memory, importance=importance, objective=OBJECTIVE, budget_bytes=1, scope=scope
+                ),
+            )
     print()
     print("3. Value lost through interpolation: V of the plan against the optimum with a breakpoint at every integer")
     print("   scope training; both solved at gap 0, at most 60 s each")
     print()
     for name, (subject, importance) in cases.items():
-        interpolation(name, PlanRequest(memory=subject.memory, importance=importance, budget_bytes=1, gap_ratio=0.0))
+        interpolation(
+            name,
+            PlanRequest(
+                memory=subject.memory, importance=importance, objective=OBJECTIVE, budget_bytes=1, gap_ratio=0.0
+            ),
+        )
     print()
     print(f"4. A chain of {BLOCKS} inverted residual blocks, {3 * BLOCKS + 1} layers, random importance, gap 1e-3")
     print()
@@ -75,7 +86,9 @@ def compare(name: str, subject: Subject, importance: Importance) -> None:
         f"{'budget B':>12} {'optimum':>10} {'greedy':>8} {'evolution':>9} | {'1e-3':>6} {'gap 0':>6} {'greedy':>7} "
         f"{'evolution':>9}  status at gap 0"
     )
-    base = PlanRequest(memory=subject.memory, importance=importance, budget_bytes=1, time_limit_seconds=TIME_LIMIT)
+    base = PlanRequest(
+        memory=subject.memory, importance=importance, objective=OBJECTIVE, budget_bytes=1, time_limit_seconds=TIME_LIMIT
+    )
     margins: dict[str, list[float]] = {"greedy": [], "evolutionary": []}
     for budget in budgets_of(base):
         request = replace(base, budget_bytes=budget)
@@ -164,7 +177,9 @@ def large() -> None:
     subject = subject_of(model, example)
     importance = random_importance(subject)
     for scope in SCOPES:
-        base = PlanRequest(memory=subject.memory, importance=importance, budget_bytes=1, scope=scope)
+        base = PlanRequest(
+            memory=subject.memory, importance=importance, objective=OBJECTIVE, budget_bytes=1, scope=scope
+        )
         low, high = scope_range(lambda budget, base=base: replace(base, budget_bytes=budget))  # type: ignore[misc]
         for share in (0.02, 0.1, 0.5):
             request = replace(base, budget_bytes=round(low + share * (high - low)), time_limit_seconds=TIME_LIMIT)

@@ -153,7 +153,7 @@ def cells(subject: Subject, found: Importance, other: Importance, names: list[st
 
 def planned_value(subject: Subject, importance: Importance, judge: Importance, budget_bytes: int) -> float | None:
     """What the optimal plan made from `importance` is worth by `judge`; None if no plan fits."""
-    request = PlanRequest(memory=subject.memory, importance=importance, budget_bytes=budget_bytes)
+    request = PlanRequest(memory=subject.memory, importance=importance, objective="norm", budget_bytes=budget_bytes)
     try:
         decision = STRATEGIES["optimal"](request)
     except InfeasibleBudgetError:

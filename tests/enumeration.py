@@ -44,7 +44,7 @@ class Sides:
     """Side constraints of a planning problem, named as in `PlanRequest`."""
 
     scope: str
-    objective: str = "norm"
+    objective: str = "projection"
     curve: str = "uniform"
     metric: str = "raw"
     margin_ratio: float = 0.0
@@ -195,6 +195,8 @@ class Problem:
             captured = [n * float(np.mean(energy)) for n in range(len(energy) + 1)]
         else:
             captured = [float(sum(sorted(energy, reverse=True)[:n])) for n in range(len(energy) + 1)]
+        if self.sides.objective == "projection":  # the whole layer's length, times the share that is captured
+            return [math.sqrt(captured[-1]) * v / (captured[-1] or 1.0) for v in captured]
         return captured if self.sides.objective == "energy" else [math.sqrt(v) for v in captured]
 
     def worth_of_bias(self, name: str) -> float:
@@ -253,7 +255,7 @@ def random_problem(dice: Random, scope: str, *, case: Case | None = None, most_o
     case = case or random_case(dice.getrandbits(32), max_plans=400)
     sides = Sides(
         scope=scope,
-        objective=dice.choice(["norm", "energy"]),
+        objective=dice.choice(["projection", "norm", "energy"]),
         curve=dice.choice(["uniform", "top"]),
         metric=dice.choice(["raw", "raw", "rgn", "lara"]),
         weights_in=dice.choice(["ram", "flash"]) if scope == "peak" else "ram",

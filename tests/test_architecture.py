@@ -10,9 +10,9 @@ import medyate_planner
 PACKAGE = Path(medyate_planner.__file__).parent
 # From the bottom to the top: a module may import what stands before it (and its own group).
 ORDER = (
-    "errors", "units", "files", "families", "graph", "trace", "memory", "importance",
-    "planning", "models", "losses", "training", "data", "subject", "planfile", "reporting", "survey", "api",
-    "integrations", "sweep", "bench", "demo", "cli",
+    "errors", "units", "files", "families", "summary", "graph", "trace", "memory", "importance",
+    "planning", "models", "losses", "strategy", "training", "data", "subject", "planfile", "plancheck", "reporting",
+    "survey", "api", "integrations", "sweep", "bench", "demo", "cli",
 )  # fmt: skip
 HARD_LIMIT_LINES = 400
 

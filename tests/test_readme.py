@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
-from medyate_planner.cli import COMMANDS
+from medyate_planner.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,20 +22,34 @@ def blocks(language: str) -> list[str]:
 
 def test_the_python_block_runs() -> None:
     (code,) = blocks("python")
+    assert len([line for line in code.splitlines() if line]) <= 8
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_there_are_two_shell_commands_and_ci_runs_the_second() -> None:
-    demo, tests = blocks("sh")
-    assert demo.strip() == "pip install '.[demo]' && medyate demo"
+def test_there_are_two_commands_and_ci_runs_the_tests() -> None:
+    first, demo, tests = blocks("sh")
+    assert first.splitlines()[0] == "pip install '.[demo]'"
+    assert len(first.splitlines()) == 2
+    assert demo.strip() == "medyate demo"
     install, run = tests.strip().split(" && ")
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert run in ci
     assert [line for line in ci if line.startswith("pip install")] == [install.replace("install", "install -q")]
 
 
+def test_the_first_command_draws_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    command, shown = blocks("sh")[0].splitlines()[1], blocks("text")[0]
+    monkeypatch.setenv("COLUMNS", "100")
+    out = io.StringIO()
+    with redirect_stdout(out), redirect_stderr(io.StringIO()):
+        assert main(shlex.split(command)[1:]) == 0
+    printed = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+    assert len(shown.splitlines()) > 15
+    assert shown.rstrip() in printed
+
+
 def test_the_table_is_what_the_demo_printed() -> None:
-    (table,) = blocks("text")
+    table = blocks("text")[1]
     printed = (ROOT / "reports" / "demo.txt").read_text(encoding="utf-8")
     rows = [line.rstrip() for line in table.strip().splitlines()]
     assert len(rows) >= 4
@@ -43,7 +59,7 @@ def test_the_table_is_what_the_demo_printed() -> None:
 def test_the_sign_digits_figures_are_those_of_the_report() -> None:
     printed = (ROOT / "reports" / "sign_digits.txt").read_text(encoding="utf-8")
     last = re.findall(r"^ +3 +\S+ +(0\.\d+) +([\d,]+)", printed, flags=re.MULTILINE)
-    claimed = re.search(r"test accuracy of ([\d.]+), ([\d.]+) and ([\d.]+)", README)
+    claimed = re.search(r"test accuracy of ([\d.]+), ([\d.]+) and ([\d.]+)", " ".join(README.split()))
     assert claimed is not None
     assert [f"{float(accuracy):.3f}" for accuracy, _ in last] == list(claimed.groups())
     assert all(int(measured.replace(",", "")) <= 512_000 for _, measured in last)
@@ -105,12 +121,25 @@ def test_step_times_and_saved_bytes_are_those_of_the_report() -> None:
     assert f"saves {saved[0]} and {saved[2]} times fewer bytes; planned for 512 kB, {saved[4]} times fewer" in text
 
 
+def test_the_comparison_says_what_its_report_says() -> None:
+    report = (ROOT / "reports" / "bench" / "mobile" / "report.md").read_text(encoding="utf-8")
+    found = re.findall(r"budget \S+ reaches (\S+%) of full fine-tuning's accuracy in (\S+%)", report)
+    words = (
+        r"reaches (\S+%) of full fine-tuning's accuracy in (\S+%) of its measured training memory, and (\S+%) in (\S+%)"
+    )
+    claimed = re.search(words, " ".join(README.split()))
+    assert claimed is not None
+    assert list(zip(claimed.groups()[::2], claimed.groups()[1::2], strict=True)) == found[:2]
+    unfinished = "figures will change" in report
+    assert ("still running" in README) == unfinished
+
+
 @pytest.mark.parametrize("line", re.findall(r"`(medyate [^`]+)`", README))
 def test_every_command_that_is_named_exists(line: str) -> None:
     from medyate_planner.cli import build_app
 
     words = shlex.split(line)[1:]
-    assert words[0] in COMMANDS
+    assert words[0] in (*COMMANDS, "--help", "--install-completion")
     if len(words) > 1:
         _, bound, _ = build_app().parse_args(words, exit_on_error=False, print_error=False)
         assert bound.arguments

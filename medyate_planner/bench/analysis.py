@@ -1,34 +1,39 @@
-"""Contenders against each other, over the cells of a matrix: network, task, budget and seed.
+"""Contenders against each other, in pairs: the same network, task and seed.
 
-A contender without a budget (the head alone, full fine-tuning) stands in every budget's cell with the same result.
+What a contender reaches under several budgets has much in common, and is averaged before anything is tested: a pair is
+one observation, not one for each budget. One without a budget (the head alone, full fine-tuning) meets that average.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 from medyate_planner.bench.matrix import Matrix
 from medyate_planner.bench.records import Record
 from medyate_planner.errors import InputError
 
-Cell = tuple[str, str, str, int]  # network, task, budget, seed
+Place = tuple[str, str, int]  # network, task, seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """`first` against `second` on the cells that both have: accuracy of the one less that of the other.
+    """`first` against `second` in `pairs` of runs, of the same network, task and seed: accuracy of the one less that of
+    the other, averaged over the budgets that both have; its mean with the 90 % interval (Student's).
 
-    `t_p` and `wilcoxon_p` are two-sided; None where there are fewer than two cells, or no difference in any. The
+    `t_p` and `wilcoxon_p` are two-sided; None where there are fewer than two pairs, or no difference in any. The
     corrected ones are Holm's (1979), over all comparisons made together.
     """
 
     first: str
     second: str
-    cells: int
+    pairs: int
     mean_difference: float
+    interval: tuple[float, float]
     wins: int
     losses: int
     t_p: float | None
@@ -39,36 +44,42 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """A contender over the cells it has: mean and deviation of accuracy, and its share of full fine-tuning's accuracy
-    (mean over networks and tasks), and of its training memory; None where that was not run."""
+    """A contender over the cells it has: mean accuracy, its standard deviation over the seeds of one network and task
+    (pooled; None with one seed), and its shares of full fine-tuning's accuracy, training memory and time of a step
+    (means over networks and tasks); None where that was not run. `failed` runs are those without a result: the budget
+    could not be met, or the loss became infinite."""
 
     contender: str
     budget: str | None
     cells: int
+    failed: int
     accuracy: float
-    deviation: float
+    deviation: float | None
     share_of_full: float | None
     memory_ratio: float | None
+    time_ratio: float | None
+    coverage: float | None
 
 
-def by_cell(matrix: Matrix, runs: Sequence[Record]) -> dict[str, dict[Cell, float]]:
-    """Accuracy of each contender in each cell; one that failed is not in it."""
-    found: dict[str, dict[Cell, float]] = {contender.name: {} for contender in matrix.contenders}
+def by_place(matrix: Matrix, runs: Sequence[Record]) -> dict[str, dict[Place, dict[str, float]]]:
+    """Accuracy of each contender in each place, by budget (all where it has none); without runs that failed."""
+    found: dict[str, dict[Place, dict[str, float]]] = {contender.name: {} for contender in matrix.contenders}
     for run in _succeeded(runs):
+        here = found[run["contender"]].setdefault((run["network"], run["task"], run["seed"]), {})
         budgets = [budget.name for budget in matrix.budgets] if run["budget"] is None else [run["budget"]]
-        for budget in budgets:
-            found[run["contender"]][run["network"], run["task"], budget, run["seed"]] = float(run["accuracy"])
+        here |= dict.fromkeys(budgets, float(run["accuracy"]))
     return found
 
 
 def compare(matrix: Matrix, runs: Sequence[Record]) -> list[Comparison]:
-    """All pairs of contenders that share a cell.
+    """Each two contenders that meet in a place under a budget.
 
     Raises:
         InputError: scipy is not installed.
     """
-    cells = by_cell(matrix, runs)
-    made = [_compared(a, b, cells[a], cells[b]) for a, b in combinations(cells, 2) if cells[a].keys() & cells[b].keys()]
+    accuracies = by_place(matrix, runs)
+    two = (_compared(accuracies, a, b) for a, b in combinations(accuracies, 2))
+    made = [found for found in two if found is not None]
     t = holm([comparison.t_p for comparison in made])
     wilcoxon = holm([comparison.wilcoxon_p for comparison in made])
     return [
@@ -77,14 +88,33 @@ def compare(matrix: Matrix, runs: Sequence[Record]) -> list[Comparison]:
     ]
 
 
-def _compared(first: str, second: str, a: Mapping[Cell, float], b: Mapping[Cell, float]) -> Comparison:
-    differences = [a[cell] - b[cell] for cell in a if cell in b]
+def compared(matrix: Matrix, runs: Sequence[Record], first: str, second: str) -> Comparison | None:
+    """Two contenders, without correction; None where they never meet.
+
+    Raises:
+        InputError: scipy is not installed.
+    """
+    return _compared(by_place(matrix, runs), first, second)
+
+
+def _compared(
+    accuracies: Mapping[str, Mapping[Place, Mapping[str, float]]], first: str, second: str
+) -> Comparison | None:
+    differences = []
+    for place, ours in accuracies[first].items():
+        theirs = accuracies[second].get(place, {})
+        shared = [ours[budget] - theirs[budget] for budget in ours if budget in theirs]
+        if shared:
+            differences.append(statistics.fmean(shared))
+    if not differences:
+        return None
     t_p, wilcoxon_p = _tests(differences)
     return Comparison(
         first=first,
         second=second,
-        cells=len(differences),
+        pairs=len(differences),
         mean_difference=statistics.fmean(differences),
+        interval=_interval(differences),
         wins=sum(d > 0 for d in differences),
         losses=sum(d < 0 for d in differences),
         t_p=t_p,
@@ -92,18 +122,33 @@ def _compared(first: str, second: str, a: Mapping[Cell, float], b: Mapping[Cell,
     )
 
 
+def _interval(differences: Sequence[float], level: float = 0.9) -> tuple[float, float]:
+    """Of the mean; the mean alone where there is no spread to judge by."""
+    mean = statistics.fmean(differences)
+    if len(set(differences)) < 2:
+        return mean, mean
+    half = _stats().t.ppf((1 + level) / 2, len(differences) - 1) * statistics.stdev(differences)
+    half /= math.sqrt(len(differences))
+    return mean - half, mean + half
+
+
 def _tests(differences: Sequence[float]) -> tuple[float | None, float | None]:
     """Two-sided p of Student's paired t-test and of Wilcoxon's signed ranks."""
+    stats = _stats()
+    if len(differences) < 2 or not any(differences):
+        return None, None
+    t_p = None if len(set(differences)) == 1 else float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return t_p, float(stats.wilcoxon(differences).pvalue)
+
+
+def _stats() -> Any:
     try:
         from scipy import stats
     except ImportError:
         raise InputError(
             "tests between contenders need scipy; install it with: pip install 'medyate-planner[bench]'"
         ) from None
-    if len(differences) < 2 or not any(differences):
-        return None, None
-    t_p = None if len(set(differences)) == 1 else float(stats.ttest_1samp(differences, 0.0).pvalue)
-    return t_p, float(stats.wilcoxon(differences).pvalue)
+    return stats
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
@@ -123,37 +168,55 @@ def standings(matrix: Matrix, runs: Sequence[Record]) -> list[Standing]:
         standing
         for contender in matrix.contenders
         for budget in ([budget.name for budget in matrix.budgets] if contender.has_budget else [None])
-        for standing in _standing(matrix, _succeeded(runs), contender.name, budget)
+        for standing in _standing(matrix, runs, contender.name, budget)
     ]
 
 
 def _standing(matrix: Matrix, runs: Sequence[Record], contender: str, budget: str | None) -> Iterator[Standing]:
-    own = [run for run in runs if (run["contender"], run["budget"]) == (contender, budget)]
+    every = [run for run in runs if (run["contender"], run["budget"]) == (contender, budget)]
+    own = _succeeded(every)
     if not own:
         return
-    whole = {contender.name for contender in matrix.contenders if contender.kind == "full"}
-    full = [run for run in runs if run["contender"] in whole]
-    shares, ratios = [], []
-    for network, task in dict.fromkeys((run["network"], run["task"]) for run in own):
-        here = [run for run in own if (run["network"], run["task"]) == (network, task)]
-        theirs = [run for run in full if (run["network"], run["task"]) == (network, task)]
-        if theirs:
-            shares.append(_mean(here, "accuracy") / _mean(theirs, "accuracy"))
-            ratios.append(_mean(here, "training_bytes") / _mean(theirs, "training_bytes"))
-    accuracies = [float(run["accuracy"]) for run in own]
+    full = [run for run in _succeeded(runs) if run["contender"] == whole_of(matrix)]
+    places = dict.fromkeys((run["network"], run["task"]) for run in own)
+    here, theirs = ([[r for r in some if (r["network"], r["task"]) == at] for at in places] for some in (own, full))
+    pairs = [(mine, whole) for mine, whole in zip(here, theirs, strict=True) if whole]
     yield Standing(
         contender=contender,
         budget=budget,
         cells=len(own),
-        accuracy=statistics.fmean(accuracies),
-        deviation=statistics.stdev(accuracies) if len(own) > 1 else 0.0,
-        share_of_full=statistics.fmean(shares) if shares else None,
-        memory_ratio=statistics.fmean(ratios) if ratios else None,
+        failed=len(every) - len(own),
+        accuracy=statistics.fmean(float(run["accuracy"]) for run in own),
+        deviation=_pooled([[float(run["accuracy"]) for run in runs] for runs in here]),
+        share_of_full=_ratio(pairs, "accuracy"),
+        memory_ratio=_ratio(pairs, "training_bytes"),
+        time_ratio=_ratio(pairs, "step_seconds"),
+        coverage=_known_mean([run.get("coverage") for run in own]),
     )
 
 
-def _mean(runs: Sequence[Record], key: str) -> float:
-    return statistics.fmean(float(run[key]) for run in runs)
+def _pooled(groups: Sequence[Sequence[float]]) -> float | None:
+    """Standard deviation within groups: the root of their variances' mean, weighted by degrees of freedom."""
+    free = sum(len(group) - 1 for group in groups)
+    squares = sum(statistics.variance(group) * (len(group) - 1) for group in groups if len(group) > 1)
+    return math.sqrt(squares / free) if free else None
+
+
+def whole_of(matrix: Matrix) -> str | None:
+    """The contender that all others are shares of: the first that is full fine-tuning."""
+    return next((contender.name for contender in matrix.contenders if contender.kind == "full"), None)
+
+
+def _ratio(pairs: Sequence[tuple[Sequence[Record], Sequence[Record]]], key: str) -> float | None:
+    """Mean over networks and tasks of the quotient of means."""
+    both = [(_known_mean([r.get(key) for r in one]), _known_mean([r.get(key) for r in two])) for one, two in pairs]
+    quotients = [one / two for one, two in both if one is not None and two]
+    return statistics.fmean(quotients) if quotients else None
+
+
+def _known_mean(values: Sequence[float | None]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _succeeded(runs: Sequence[Record]) -> list[Record]:

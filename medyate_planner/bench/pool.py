@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from medyate_planner.bench.jobs import STAGES, Job, Stage
+from medyate_planner.bench.jobs import STAGES, Job, Stage, jobs_of
 from medyate_planner.bench.matrix import Matrix
 from medyate_planner.bench.records import Record, Records, best_rate
 from medyate_planner.bench.work import importance_file, perform
@@ -48,8 +49,6 @@ def _todo(matrix: Matrix, records: Records, stage: Stage) -> list[Job]:
     missing = records.missing(matrix, stage)
     if stage != "rank":
         return missing
-    from medyate_planner.bench.jobs import jobs_of
-
     later = [job for later in ("tune", "run") for job in records.missing(matrix, later)]
     needed = {(job.network, job.task, job.seed) for job in later}
     return [
@@ -70,7 +69,7 @@ def _results(matrix: Matrix, records: Records, todo: list[Job], processes: int) 
             yield perform(*arguments(job))
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin) as pool:
         waiting: set[Future[Any]] = set()
         queue = iter(todo)
         try:
@@ -95,5 +94,14 @@ def _arrived(waiting: set[Future[Any]]) -> Any:
     return rest
 
 
-def _one_thread() -> None:
+def _begin() -> None:
+    """One thread for the work; and no worker outlives a parent that was killed."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)

@@ -21,11 +21,12 @@ from medyate_planner.data.split import split_stratified
 from medyate_planner.errors import InputError
 from medyate_planner.importance.energy import Importance
 from medyate_planner.memory.accounting import SparseUpdateScheme, read_scheme
-from medyate_planner.models import example_input, load_model
+from medyate_planner.models import LoadedModel, example_input, load_model
 from medyate_planner.models.preprocessing import Preprocessing
 from medyate_planner.planning.plan import Plan, Sampling
 from medyate_planner.planning.request import StrategySettings
 from medyate_planner.subject import Subject, subject_of
+from medyate_planner.training.baseline import measure_full_step
 from medyate_planner.training.batches import Batches
 from medyate_planner.units import parse_bytes
 
@@ -34,7 +35,7 @@ _NO_LIMIT = 10**15
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The model of a job, fresh, with a head for the task's classes, and its batches."""
+    """The model of a job, with fresh weights and a head for the task's classes, and its batches."""
 
     matrix: Matrix
     job: Job
@@ -53,8 +54,8 @@ class Setting:
             InfeasibleBudgetError: it does not fit the budget.
         """
         budget = None if self.job.budget is None else self.matrix.named("budgets", self.job.budget)
-        budget_bytes = _NO_LIMIT if budget is None else self.budget_bytes(budget, importance)
-        settings = dict(contender.settings)
+        budget_bytes = self.own_budget_bytes(importance) or _NO_LIMIT
+        settings = {"intervals": self.task.epochs, **contender.settings}
         if contender.strategy == "sparse-update":
             settings["scheme"] = self._scheme(budget)
         request = {**contender.request, "seed": self.job.seed, "settings": StrategySettings(**settings)}
@@ -64,21 +65,33 @@ class Setting:
             strategy=contender.strategy, sampling=sampling, request=request,
         )  # fmt: skip
 
+    def own_budget_bytes(self, importance: Importance) -> int | None:
+        """Bytes of the job's budget, if it has one."""
+        budget = None if self.job.budget is None else self.matrix.named("budgets", self.job.budget)
+        return None if budget is None else self.budget_bytes(budget, importance)
+
     def budget_bytes(self, budget: Budget, importance: Importance) -> int:
         """Bytes of training memory (scope `training`)."""
         if budget.amount is not None:
             return parse_bytes(budget.amount)
+        if budget.of_full is not None:
+            return int(budget.of_full * self.full_training_bytes())
         settings = StrategySettings(scheme=self._scheme(budget))
         of_scheme = make_plan(
             self.subject, None, _NO_LIMIT, importance, strategy="sparse-update", request={"settings": settings}
         )
         return of_scheme.predicted.training_bytes
 
+    def full_training_bytes(self) -> int:
+        """Measured training memory of one step of ordinary full fine-tuning. The model is put back as it was."""
+        x, target = next(iter(self.batches.train(0)))
+        return measure_full_step(self.subject.model, x, target, self.subject.loss)[0]
+
     def _scheme(self, budget: Budget | None) -> SparseUpdateScheme:
         network: Network = self.matrix.named("networks", self.job.network)
         if budget is None or budget.schemes is None or budget.scheme is None:
             raise InputError(f"{self.job.name}: strategy sparse-update needs a budget that names a scheme")
-        schemes = _read_schemes(budget.schemes)
+        schemes = _read_schemes(str(self.matrix.folder / budget.schemes))
         name = budget.scheme_of(network.name)
         try:
             found = schemes[network.spec][name]
@@ -99,19 +112,30 @@ def setting_of(matrix: Matrix, job: Job) -> Setting:
     bundle = _bundle_of(task, preprocessing)
     if job.validates:
         bundle = _validation(bundle, matrix)
-    loaded = load_model(
-        network.spec,
-        weights=network.weights,
-        num_classes=bundle.num_classes,
-        input_shape=network.input_shape,
-        seed=job.seed,
-        require_weights=True,
-    )
-    example = example_input(loaded.model, loaded.input_shape, batch_size=matrix.batch_size)
-    subject = subject_of(loaded.model, example)
+    subject = _subject_of(network, bundle.num_classes, matrix.batch_size)
+    fresh = _load(network, bundle.num_classes, job.seed).model.state_dict()
+    subject.model.load_state_dict(fresh)
     return Setting(
         matrix=matrix, job=job, subject=subject, batches=batches_of(bundle, matrix.batch_size, seed=job.seed)
     )
+
+
+def _load(network: Network, num_classes: int | None, seed: int) -> LoadedModel:
+    return load_model(
+        network.spec,
+        weights=network.weights,
+        num_classes=num_classes,
+        input_shape=network.input_shape,
+        seed=seed,
+        require_weights=True,
+    )
+
+
+@lru_cache(maxsize=4)
+def _subject_of(network: Network, num_classes: int | None, batch_size: int) -> Subject:
+    """The same for all jobs of a process, which so capture each network once; its weights are those of the last job."""
+    loaded = _load(network, num_classes, seed=0)
+    return subject_of(loaded.model, example_input(loaded.model, loaded.input_shape, batch_size=batch_size))
 
 
 @lru_cache(maxsize=4)
@@ -119,10 +143,10 @@ def _preprocessing_of(network: Network) -> Preprocessing | None:
     return load_model(network.spec, weights=network.weights, input_shape=network.input_shape).preprocessing
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _bundle_of(task: Task, preprocessing: Preprocessing | None) -> DataBundle:
     """The same for all jobs of a process, which so decode each picture once; split and limited always alike."""
-    return load_data(task.data, preprocessing, augment=task.augment, limit=task.limit, seed=0)
+    return load_data(task.spec, preprocessing, augment=task.augment, limit=task.limit, seed=0)
 
 
 def _validation(bundle: DataBundle, matrix: Matrix) -> DataBundle:

@@ -27,8 +27,10 @@ def render_bench(matrix: Matrix, runs: Sequence[Record]) -> Iterable[RenderableT
         yield _overall(standings(matrix, runs))
         yield _against_the_first(matrix, runs)
     failed = [run for run in runs if run.get("failure")]
-    for run in failed:
-        yield line(f"{run['job']}: {run['failure']}")
+    for contender, budget in dict.fromkeys((run["contender"], run["budget"]) for run in failed):
+        own = [run for run in failed if (run["contender"], run["budget"]) == (contender, budget)]
+        where = f"{contender}{f' at {budget}' if budget else ''}"
+        yield line(f"{where}: {len(own)} without result, such as {own[0]['job']}: {own[0]['failure']}")
 
 
 def _table(matrix: Matrix, title: str, runs: Sequence[Record]) -> Any:
@@ -70,7 +72,7 @@ def _overall(found: Sequence[Standing]) -> Any:
             standing.budget or "",
             str(standing.cells),
             f"{standing.accuracy:.4f}",
-            f"{standing.deviation:.4f}",
+            "" if standing.deviation is None else f"{standing.deviation:.4f}",
             "" if standing.share_of_full is None else f"{standing.share_of_full:.2%}",
             "" if standing.memory_ratio is None else f"{standing.memory_ratio:.2%}",
         )
@@ -84,14 +86,15 @@ def _against_the_first(matrix: Matrix, runs: Sequence[Record]) -> Any:
     except InputError as error:
         return line(error.message)
     made = table(
-        f"{first} less the others, cell by cell; p corrected over all pairs (Holm)", ("", "left"), ("cells", "right"),
-        ("accuracy", "right"), ("wins", "right"), ("losses", "right"), ("t-test p", "right"), ("Wilcoxon p", "right"),
+        f"{first} less the others on the same network, task and seed; p corrected over all comparisons (Holm)",
+        ("", "left"), ("pairs", "right"), ("accuracy", "right"), ("wins", "right"), ("losses", "right"),
+        ("t-test p", "right"), ("Wilcoxon p", "right"),
     )  # fmt: skip
     for found in comparisons:
         put(
             made,
             found.second,
-            str(found.cells),
+            str(found.pairs),
             f"{found.mean_difference:+.4f}",
             str(found.wins),
             str(found.losses),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from medyate_planner.cli.live import live_training
 from medyate_planner.cli.output import console, emit_json, say, show
 from medyate_planner.cli.progress import progress_bar
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from medyate_planner.planning.plan import Plan
     from medyate_planner.reporting.verification import Verification
     from medyate_planner.subject import Subject
-    from medyate_planner.training.loop import Batches, Recipe
+    from medyate_planner.training.loop import Batches, Epoch, Recipe
 
 
 FULL_LR = 0.005  # the best of 0.02, 0.005 and 0.002 on this task; the other rows use the default
@@ -48,9 +49,10 @@ def demo(
 ) -> int:
     """Run the whole pipeline on a pre-trained network and real photographs, in a few minutes.
 
-    report → rank → plan → verify → train, then head only and full fine-tuning beside it.
+    report → rank → plan → verify → train, then head only and full fine-tuning beside it. `medyate demo` alone takes
+    about four minutes; smaller pictures and fewer epochs one.
 
-    Example: medyate demo
+    Example: medyate demo --epochs 1 --size 32
 
     Parameters
     ----------
@@ -195,15 +197,23 @@ class _Stage:
         if keep:
             run.start(plan, recipe, {"data": "demo"}, force=True)
         steps = self.source.steps_per_epoch
-        with progress_bar(recipe.epochs * steps, name) as update:
+        with live_training(plan, recipe.epochs, steps, name) as view:
+
+            def on_epoch(epoch: Epoch) -> None:
+                view.on_epoch(epoch)
+                if keep:
+                    run.record(epoch, self.subject.model)
+
             epochs = train(
                 self.subject,
                 plan,
                 self.source,
                 recipe,
                 importance=importance,
-                on_step=lambda e, s, loss: update(e * steps + s + 1, f"loss {loss:.3f}"),
-                on_epoch=lambda epoch: run.record(epoch, self.subject.model) if keep else None,
+                on_step=view.on_step,
+                on_draw=view.on_draw,
+                on_measured=view.on_measured,
+                on_epoch=on_epoch,
             )
         if keep:
             run.finish(self.subject.model)

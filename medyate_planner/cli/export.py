@@ -125,13 +125,21 @@ def _apply(file: Path, original: Path, output: Path, out: OutputOptions) -> dict
 
 def _write(state: Mapping[str, Tensor], output: Path, *, force: bool) -> None:
     """A safetensors file, or a plain dict of tensors that `torch.load(weights_only=True)` reads."""
-    import torch
     from safetensors.torch import save_file
 
     from medyate_planner.files import write_atomic
 
     if output.suffix in TORCH:
-        write_atomic(output, lambda temporary: torch.save(dict(state), temporary), force=force)
+        write_atomic(output, lambda temporary: _save_torch(state, temporary), force=force)
         return
     plain = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     write_atomic(output, lambda temporary: save_file(plain, temporary, metadata={"format": "pt"}), force=force)
+
+
+def _save_torch(state: Mapping[str, Tensor], file: Path) -> None:
+    import torch
+
+    try:
+        torch.save(dict(state), file)
+    except RuntimeError as error:  # a full disk, as torch's writer says it
+        raise OSError(f"torch could not write it, is the disk full? ({str(error).strip()[:80]})") from error

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from medyate_planner.cli.options import OutputOptions, check_output
 from medyate_planner.cli.output import emit_json, say, show
+from medyate_planner.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from medyate_planner.importance.energy import Importance
     from medyate_planner.models import LoadedModel
+    from medyate_planner.planning.decision import Strategy
     from medyate_planner.planning.frontier import Frontier
     from medyate_planner.planning.plan import ImportanceRef, Sampling
     from medyate_planner.subject import Subject
@@ -45,7 +47,7 @@ def run_frontier(
     subject: Subject,
     loaded: LoadedModel,
     request_kwargs: Mapping[str, Any],
-    strategy: str,
+    strategy: str | Strategy,
     budgets: str,
     output: Path | None,
     plans: Path | None,
@@ -60,8 +62,12 @@ def run_frontier(
     from medyate_planner.reporting.frontier_text import render_frontier
     from medyate_planner.sweep import as_report, trace_budgets
 
-    check_frontier(budgets, output, plans, force=out.force)
-    traced = trace_budgets(subject, budgets, importance, strategy=strategy, request=request_kwargs)
+    amounts = check_frontier(budgets, output, plans, force=out.force)
+    with progress_bar(len(amounts), "budgets") as update:
+        traced = trace_budgets(
+            subject, budgets, importance, strategy=strategy, request=request_kwargs,
+            on_point=lambda done, of: update(done, "", total=of),
+        )  # fmt: skip
     named = reference or ImportanceRef(source=traced.request.importance.source)
     made = as_report(subject, traced, spec=loaded.spec, reference=named)
     if plans is not None:

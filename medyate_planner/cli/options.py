@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from medyate_planner.training.loop import Batches
 
 
+_MORE = Parameter(group="Model and step")
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
@@ -29,19 +34,19 @@ class ModelOptions:
     "Give the model a new head of this many classes."
     input_shape: str | None = None
     "Shape of one input, such as 3x128x128."
-    head: str | None = None
-    "Pattern of the layer to train in full, or 'none'."
     batch_size: int = 8
     "Samples in one training step; all figures are for it."
-    dtype: str = "float32"
+    head: Annotated[str | None, _MORE] = None
+    "Pattern of the layer to train in full, or 'none'."
+    dtype: Annotated[str, _MORE] = "float32"
     "float32 or bfloat16."
-    loss: str = "cross-entropy"
+    loss: Annotated[str, _MORE] = "cross-entropy"
     "cross-entropy, next-token, mse, or module:factory."
-    dropout: str = "off"
+    dropout: Annotated[str, _MORE] = "off"
     "off or keep, during training."
-    device: str = "cpu"
+    device: Annotated[str, _MORE] = "cpu"
     "Where the model is trained, and predictions are made for."
-    seed: int = 0
+    seed: Annotated[int, _MORE] = 0
     "Seed of everything random."
 
 
@@ -58,7 +63,7 @@ class OutputOptions:
     "Show the traceback of an error."
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="Reading the data")
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """How to read the data."""
@@ -95,6 +100,17 @@ def load(spec: str, options: ModelOptions, *, need_weights: bool = False, alloca
     )
 
 
+def tell_model(loaded: LoadedModel, options: ModelOptions, *, with_input: bool = False) -> None:
+    """Say which model this is, with which weights, and what was assumed of it."""
+    from medyate_planner.cli.output import say
+
+    shape = f", input {'x'.join(map(str, loaded.input_shape))}" if with_input else ""
+    fresh = loaded.weights_source.startswith("random") and options.weights is None
+    assumed = ", as no --weights FILE is given" if fresh else ""
+    note = f" ({loaded.note})" if loaded.note else ""
+    say(f"model: {loaded.spec}{note}{shape}, weights: {loaded.weights_source}{assumed}")
+
+
 def make_example(loaded: LoadedModel, options: ModelOptions) -> Tensor:
     """One batch of the right shape for a loaded model."""
     from medyate_planner.models import example_input
@@ -107,15 +123,37 @@ def make_subject(loaded: LoadedModel, options: ModelOptions, **updating: Any) ->
     from medyate_planner.subject import subject_of
 
     model = loaded.model.to(options.device)
-    return subject_of(
-        model,
-        make_example(loaded, options),
-        loss=options.loss,
-        head=options.head,
-        dropout=options.dropout,
-        device=options.device,
-        **updating,
-    )
+    with judging_shape(loaded, options):
+        return subject_of(
+            model,
+            make_example(loaded, options),
+            loss=options.loss,
+            head=options.head,
+            dropout=options.dropout,
+            device=options.device,
+            **updating,
+        )
+
+
+@contextmanager
+def judging_shape(loaded: LoadedModel, options: ModelOptions) -> Iterator[None]:
+    """Where a model does not run on the shape that was asked for, say so, and which is its own."""
+    from medyate_planner.errors import InputError, MedyateError, TraceError
+    from medyate_planner.models.factory import first_line
+
+    try:
+        yield
+    except TraceError as error:
+        if options.input_shape is None or loaded.own_shape in (None, loaded.input_shape):
+            raise
+        cause: BaseException = error
+        while isinstance(cause, MedyateError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        own = "x".join(map(str, loaded.own_shape or ()))
+        raise InputError(
+            f"--input-shape {options.input_shape}: {type(loaded.model).__name__} does not run on it "
+            f"({first_line(cause)}); check the input shape: {loaded.spec} is made for {own}"
+        ) from error
 
 
 def check(options: ModelOptions) -> None:
@@ -141,13 +179,11 @@ def check_device(name: str) -> None:
 def check_output(path: Path | None, *, force: bool) -> None:
     """Raise `InputError` before any work is done for a file that could not be written in the end."""
     from medyate_planner.errors import InputError
+    from medyate_planner.files import check_target
 
     if path is None:
         return
-    if path.is_dir():
-        raise InputError(f"{path}: can not be written: it is a folder; pass a file name to -o")
-    if path.exists() and not force:
-        raise InputError(f"{path} exists; pass --force to overwrite it, or another -o")
+    check_target(path, force=force)
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(

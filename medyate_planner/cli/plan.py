@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from medyate_planner.cli.options import ModelOptions, OutputOptions, check_output, load, make_subject
+from medyate_planner.cli.options import ModelOptions, OutputOptions, check_output, load, make_subject, tell_model
 from medyate_planner.cli.output import emit_json, say, show
 from medyate_planner.cli.plan_options import (
     BudgetOptions,
@@ -18,13 +18,18 @@ from medyate_planner.cli.plan_options import (
     UpdateOptions,
     ValueOptions,
     check_belonging,
+    check_words,
     read_interval,
 )
+from medyate_planner.cli.progress import stages
 from medyate_planner.cli.rebuild import read_importance
+
+if TYPE_CHECKING:
+    from medyate_planner.planning.decision import Strategy
 
 
 def plan(
-    model: str,
+    model: str | None = None,
     /,
     *,
     budget: str | None = None,
@@ -34,6 +39,7 @@ def plan(
     importance: Path | None = None,
     strategy: str = "optimal",
     explain: Annotated[bool, Parameter(negative="")] = False,
+    check: Path | None = None,
     updating: UpdateOptions = UpdateOptions(),
     limits: BudgetOptions = BudgetOptions(),
     buy: BuyOptions = BuyOptions(),
@@ -44,14 +50,14 @@ def plan(
 ) -> int:
     """Decide which layers are updated, and how many channels in each, under a memory budget.
 
-    Example: medyate plan mcunet-5fps --num-classes 10 --budget 512kB --importance importance.safetensors -o plan.json
+    Example: medyate plan mcunet-5fps --num-classes 3 --budget 512kB -o plan.json
 
     Parameters
     ----------
     model
-        As for `medyate report`.
+        As for `medyate report`. Without --weights and --importance: fresh weights, mean squared weight per channel.
     budget
-        Such as 512kB (1000 B each), 512KiB (1024 B each) or 0.5MB.
+        Such as 512kB (1000 B each), 512KiB (1024 B each), 0.5MB or 2_000_000B.
     budgets
         Several, to see what each buys: 64kB:2MB:12 (from, to, how many) or a list 64kB,512kB.
     output
@@ -61,16 +67,22 @@ def plan(
     importance
         File from `medyate rank`, or your own numbers (.json); without it, mean squared weight per channel.
     strategy
-        optimal (exact integer program), or one of the published ones; a wrong name lists them all.
+        optimal (exact integer program), one of the published ones (a wrong name lists them all), or file.py:function.
     explain
         Say of each layer why it is in or out, and what the next 100 kB would buy.
+    check
+        Instead of planning: does this plan, edited by hand, keep its budget? Exit 1 if not; -o FILE corrects figures.
     """
+    if check is not None:
+        return _check(check, (model, budget, budgets, plans), output, importance, out)
     from medyate_planner.errors import InputError
-    from medyate_planner.planning.strategies import STRATEGIES
+    from medyate_planner.strategy import read_strategy
 
+    if model is None:
+        raise InputError("expected a MODEL to plan for, or --check PLAN; see `medyate plan --help`")
     updating.mode()
-    if strategy not in STRATEGIES:
-        raise InputError(f"--strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
+    decide = read_strategy(strategy, what="--strategy")
+    check_words(limits, value)
     if (budget is None) == (budgets is None):
         raise InputError("expected --budget (one plan) or --budgets (what each of several buys), and one of them only")
     if plans is not None and budgets is None:
@@ -84,8 +96,21 @@ def plan(
     _check_sampling(value, strategy, importance)
     chosen = PlanOptions(updating=updating, budget=limits, buy=buy, value=value, strategy=settings)
     if budgets is not None:
-        return _frontier(model, budgets, (output, plans), importance, strategy, chosen, options, out)
-    return _one(model, str(budget), output, importance, strategy, chosen, options, out, explain=explain)
+        return _frontier(model, budgets, (output, plans), importance, decide, chosen, options, out)
+    return _one(model, str(budget), output, importance, decide, chosen, options, out, explain=explain)
+
+
+def _check(
+    file: Path, given: tuple[object, ...], output: Path | None, importance: Path | None, out: OutputOptions
+) -> int:
+    from medyate_planner.cli.check import run_check
+    from medyate_planner.errors import InputError
+
+    if any(value is not None for value in given):
+        raise InputError(
+            "--check reads model and budget from the plan; leave out MODEL, --budget, --budgets and --plans"
+        )
+    return run_check(file, output, importance, out)
 
 
 def _one(
@@ -93,7 +118,7 @@ def _one(
     budget: str,
     output: Path | None,
     importance: Path | None,
-    strategy: str,
+    strategy: str | Strategy,
     chosen: PlanOptions,
     options: ModelOptions,
     out: OutputOptions,
@@ -104,13 +129,16 @@ def _one(
     from medyate_planner.reporting.text import render_plan
     from medyate_planner.units import parse_bytes
 
-    budget_bytes = parse_bytes(budget)
+    budget_bytes = parse_bytes(budget, what="--budget")
     check_output(output, force=out.force)
     facts = _prepare(model, importance, chosen, options)
-    made = make_plan(
-        facts["subject"], None, budget_bytes, facts["importance"], strategy=strategy, sampling=facts["sampling"],
-        model_facts=facts["model_facts"], importance_file=facts["reference"], request=facts["request"], explain=explain,
-    )  # fmt: skip
+    with stages() as on_stage:
+        on_stage("choosing layers and channels" + (", and saying why" if explain else ""))
+        made = make_plan(
+            facts["subject"], None, budget_bytes, facts["importance"], strategy=strategy, sampling=facts["sampling"],
+            model_facts=facts["model_facts"], importance_file=facts["reference"], request=facts["request"],
+            explain=explain,
+        )  # fmt: skip
     if output is not None:
         made.save(output, force=out.force)
         say(f"wrote {output}")
@@ -126,7 +154,7 @@ def _frontier(
     budgets: str,
     files: tuple[Path | None, Path | None],
     importance: Path | None,
-    strategy: str,
+    strategy: str | Strategy,
     chosen: PlanOptions,
     options: ModelOptions,
     out: OutputOptions,
@@ -147,10 +175,13 @@ def _prepare(model: str, importance: Path | None, chosen: PlanOptions, options: 
 
     if importance is not None and importance.suffix != ".json":
         _exists(importance)
-    loaded = load(model, options)
-    say(f"model: {loaded.spec}, weights: {loaded.weights_source}")
     updating = chosen.updating
-    subject = make_subject(loaded, options, mode=updating.mode(), norm=updating.norm, autocast=updating.autocast)
+    with stages() as on_stage:
+        on_stage("reading the model")
+        loaded = load(model, options)
+        tell_model(loaded, options)
+        on_stage("tracing")
+        subject = make_subject(loaded, options, mode=updating.mode(), norm=updating.norm, autocast=updating.autocast)
     measured = read_importance(importance, subject)
     if measured is None:
         say("importance: mean squared weight per channel (no data seen); measure it with `medyate rank`")
@@ -192,14 +223,8 @@ def _exists(importance: Path) -> None:
 
 def _check_sampling(value: ValueOptions, strategy: str, importance: Path | None) -> None:
     from medyate_planner.errors import InputError
-    from medyate_planner.importance.metrics import METRICS
-    from medyate_planner.planning.sampling import METHODS
     from medyate_planner.planning.strategies import CHANGES_QUOTAS, DRAWS, DRAWS_BY_IMPORTANCE
 
-    if value.sampling not in METHODS:
-        raise InputError(f"--sampling {value.sampling!r} is unknown; choose one of {', '.join(METHODS)}")
-    if value.metric not in METRICS:
-        raise InputError(f"--metric {value.metric!r} is unknown; choose one of {', '.join(METRICS)}")
     if not (math.isfinite(value.alpha) and value.alpha >= 0):
         raise InputError(f"--alpha: expected a finite number of 0 or more, got {value.alpha}")
     once = value.sampling == "static" or strategy in DRAWS - CHANGES_QUOTAS

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class BudgetOptions:
     """What must fit, and where."""
 
-    scope: str = "training"
+    scope: Annotated[str, Parameter(group="Parameters")] = "training"
     "training: largest moment of what training keeps; peak: all that is live; update: plain sum."
     margin: str = "0%"
     "Part of the budget left to the allocator, on top of what is planned."
@@ -34,7 +34,7 @@ class BudgetOptions:
 class UpdateOptions:
     """How weights are updated."""
 
-    optimizer: str = "sgd"
+    optimizer: Annotated[str, Parameter(group="Parameters")] = "sgd"
     "sgd, momentum, adam or adamw: whose state is paid for."
     update: str | None = None
     "fused (plain SGD during backward) or optimizer (a torch optimizer); default fused for sgd."
@@ -86,8 +86,8 @@ class BuyOptions:
 class ValueOptions:
     """What channels are worth, and how they are drawn."""
 
-    objective: str = "norm"
-    "norm (root of captured energy per layer) or energy."
+    objective: str = "projection"
+    "projection (on each layer's gradient), norm (root of captured energy) or energy."
     curve: str = "uniform"
     "uniform, weighted or top: how n channels are valued."
     metric: str = "raw"
@@ -144,6 +144,26 @@ def read_interval(text: str) -> Literal["epoch"] | int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise InputError(f"--interval: expected epoch, or a number of steps of 1 or more, got {text!r}")
     return int(text)
+
+
+def check_words(budget: BudgetOptions, value: ValueOptions) -> None:
+    """Raise `InputError` for a word that is none of those an option knows, before any model is built."""
+    from medyate_planner.errors import unknown_name
+    from medyate_planner.importance.curves import CURVES, OBJECTIVES
+    from medyate_planner.importance.metrics import METRICS
+    from medyate_planner.planning.request import SCOPES, WEIGHTS_IN
+    from medyate_planner.planning.sampling import METHODS
+
+    for option, word, known in (
+        ("--scope", budget.scope, SCOPES),
+        ("--weights-in", budget.weights_in, WEIGHTS_IN),
+        ("--objective", value.objective, OBJECTIVES),
+        ("--curve", value.curve, CURVES),
+        ("--metric", value.metric, METRICS),
+        ("--sampling", value.sampling, METHODS),
+    ):
+        if word not in known:
+            raise unknown_name(option, word, known)
 
 
 _POOLS = ("trady-static", "trady", "medyate", "lara-trady", "lara-medyate")

@@ -18,6 +18,7 @@ from medyate_planner.cli.options import (
     load,
     make_subject,
     read_data,
+    tell_model,
 )
 from medyate_planner.cli.output import emit_json, say, show
 from medyate_planner.cli.progress import progress_bar
@@ -45,7 +46,7 @@ def rank(
 
     Trains the head alone for a short while, then measures the gradient energy of every channel.
 
-    Example: medyate rank mcunet-5fps --data tar:sign_digits.tar --num-classes 10 -o importance.safetensors
+    Example: medyate rank mcunet-5fps --data imagefolder:photos --num-classes 3 -o importance.safetensors
 
     Parameters
     ----------
@@ -69,20 +70,20 @@ def rank(
         Never keep more training memory than this, such as 512kB: channels are measured in rounds that each fit.
     """
     from medyate_planner.api import rank as measure
-    from medyate_planner.errors import InputError
+    from medyate_planner.errors import InputError, unknown_name
     from medyate_planner.importance.metrics import METRICS, rank_layers
     from medyate_planner.reporting.text import render_ranking
     from medyate_planner.training.loop import Recipe
 
     if metric not in METRICS:
-        raise InputError(f"--metric {metric!r} is unknown; choose one of {', '.join(METRICS)}")
+        raise unknown_name("--metric", metric, METRICS)
     if head_epochs < 0 or (batches is not None and batches < 1):
         raise InputError(
             f"expected --head-epochs of 0 or more and --batches of 1 or more, got {head_epochs} and {batches}"
         )
     check_output(output, force=out.force)
     loaded = load(model, options)
-    say(f"model: {loaded.spec}, weights: {loaded.weights_source}")
+    tell_model(loaded, options)
     bundle = read_data(data, loaded, reading, options.seed)
     check_classes(loaded, bundle)
     source = batches_of(bundle, options.batch_size, seed=options.seed, workers=reading.workers)

@@ -7,7 +7,15 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from medyate_planner.cli.options import ModelOptions, OutputOptions, check_output, load, make_example
+from medyate_planner.cli.options import (
+    ModelOptions,
+    OutputOptions,
+    check_output,
+    judging_shape,
+    load,
+    make_example,
+    tell_model,
+)
 from medyate_planner.cli.output import console, emit_json, say, show
 from medyate_planner.cli.progress import stages
 
@@ -24,8 +32,9 @@ def report(
     plan: Path | None = None,
     budget: str | None = None,
     measure: Annotated[bool, Parameter(negative="")] = False,
-    sort: str = "order",
-    depth: int = 2,
+    sort: str | None = None,
+    depth: int | None = None,
+    whole: Annotated[bool, Parameter(name=["--all"], negative="")] = False,
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
     options: ModelOptions = ModelOptions(),
     out: OutputOptions = OutputOptions(),
@@ -37,7 +46,7 @@ def report(
     Parameters
     ----------
     model
-        mcunet-5fps, torchvision:NAME, timm:NAME, hf:DIR, module:factory or file.py:factory.
+        mcunet-5fps, torchvision:NAME, timm:NAME (or the NAME alone), hf:DIR, module:factory or file.py:factory.
     optimizer
         Of full fine-tuning: sgd, momentum, adam or adamw.
     norm
@@ -55,9 +64,11 @@ def report(
     measure
         Run real steps too; exit 1 if a byte differs.
     sort
-        order, name, parameters, weights, gradients, optimizer, saved or total.
+        Modules and layers, by order, name, parameters, weights, gradients, optimizer, saved or total.
     depth
-        Levels of modules shown.
+        Modules and layers, to this level of modules (2).
+    whole
+        Every table: modules, layers and accountings too.
     output
         Write report.json, .csv, .html, .png or .svg here.
     """
@@ -70,19 +81,19 @@ def report(
     from medyate_planner.training.ordinary import Regime
     from medyate_planner.training.real import check_real
 
-    check_sort(sort)
-    if depth < 0:
+    check_sort(sort or "order")
+    if depth is not None and depth < 0:
         raise InputError(f"--depth {depth}: expected 0 or more levels of modules")
     Regime(optimizer=optimizer, norm=norm, autocast=autocast, accumulation=accumulation)
     if output is not None:
         check_output(output, force=out.force)
         check_ending(output)
     loaded = load(model, options, allocate=measure)
-    say(f"model: {loaded.spec}, input {'x'.join(map(str, loaded.input_shape))}, weights: {loaded.weights_source}")
+    tell_model(loaded, options, with_input=True)
     if measure:
         check_real(loaded.model)
     loaded.model.train(options.dropout == "keep")
-    with stages() as on_stage:
+    with stages() as on_stage, judging_shape(loaded, options):
         made = make_report(
             loaded.model.to(options.device) if measure else loaded.model,
             make_example(loaded, options),
@@ -107,5 +118,9 @@ def report(
     if out.json:
         emit_json(made.to_dict())
     elif output is None:
-        show(render_report(made, sort=sort, depth=depth, width=console().width))
+        whole = whole or sort is not None or depth is not None
+        levels = 2 if depth is None else depth
+        show(render_report(made, sort=sort or "order", depth=levels, width=console().width, whole=whole))
+        if not whole:
+            say("modules and layers: --all; as a page: -o report.html")
     return 0 if made.agrees else 1

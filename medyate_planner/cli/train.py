@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from medyate_planner.cli.live import live_training
 from medyate_planner.cli.options import DataOptions, OutputOptions, batches_of, check_classes, read_data
 from medyate_planner.cli.output import emit_json, say, show
 from medyate_planner.cli.prefix import PrefixOptions
@@ -17,6 +18,7 @@ from medyate_planner.cli.progress import progress_bar
 from medyate_planner.cli.train_options import DrawOptions, RecipeOptions
 
 if TYPE_CHECKING:
+    from medyate_planner.importance.energy import Importance
     from medyate_planner.planning.plan import Plan
     from medyate_planner.subject import Subject
     from medyate_planner.training.loop import Batches, Epoch, Recipe
@@ -46,7 +48,7 @@ def train(
 
     Ctrl-C ends cleanly; --resume goes on from the last checkpoint, bit for bit, as after a kill at any moment.
 
-    Example: medyate train plan.json --data tar:sign_digits.tar --epochs 4 --out run/
+    Example: medyate train plan.json --data imagefolder:photos --epochs 2 --out run
 
     Parameters
     ----------
@@ -93,13 +95,7 @@ def train(
     source = batches_of(bundle, loaded_plan.batch_size, seed=recipe.seed, workers=reading.workers)
     subject = subject_for(loaded.model, loaded_plan)
     measured = read_importance(importance_file, subject)
-    facts = {
-        "data": data,
-        "reading": asdict(reading),
-        "head_epochs": recipe.head_epochs,
-        "warmed": sorted(measured.head) if measured is not None else [],
-        "sampling": loaded_plan.sampling.model_dump(mode="json", include={"method", "interval", "alpha", "boost"}),
-    }
+    facts = _facts(loaded_plan, measured, data, reading, recipe.head_epochs)
     checkpoint = None
     if resume:
         checkpoint = _resume(run, subject, loaded_plan, chosen, facts)
@@ -125,6 +121,19 @@ def train(
     return 0
 
 
+def _facts(
+    plan: Plan, importance: Importance | None, data: str, reading: DataOptions, head_epochs: int
+) -> dict[str, Any]:
+    """What a run is made of beside plan and recipe: with anything else it can not be resumed."""
+    return {
+        "data": data,
+        "reading": asdict(reading),
+        "head_epochs": head_epochs,
+        "warmed": sorted(importance.head) if importance is not None else [],
+        "sampling": plan.sampling.model_dump(mode="json", include={"method", "interval", "alpha", "boost"}),
+    }
+
+
 def _fit(
     subject: Subject, plan: Plan, source: Batches, recipe: Recipe, run: RunFolder, options: Mapping[str, Any]
 ) -> None:
@@ -133,18 +142,22 @@ def _fit(
 
     steps = recipe.steps_in(source.steps_per_epoch)
 
-    def on_epoch(epoch: Epoch) -> None:
-        run.record(epoch, subject.model)
-        say(_one_line(epoch, recipe.epochs, plan.budget_bytes))
+    with live_training(plan, recipe.epochs, steps) as view:
 
-    with progress_bar(recipe.epochs * steps, "training") as update:
+        def on_epoch(epoch: Epoch) -> None:
+            run.record(epoch, subject.model)
+            view.on_epoch(epoch)
+            say(_one_line(epoch, recipe.epochs, plan))
+
         try:
             execute(
                 subject,
                 plan,
                 source,
                 recipe,
-                on_step=lambda epoch, step, loss: update(epoch * steps + step + 1, f"loss {loss:.3f}"),
+                on_step=view.on_step,
+                on_draw=view.on_draw,
+                on_measured=view.on_measured,
                 on_epoch=on_epoch,
                 on_checkpoint=lambda checkpoint: run.save(checkpoint, subject.model),
                 **options,
@@ -167,16 +180,29 @@ def _resume(run: RunFolder, subject: Subject, plan: Plan, recipe: Recipe, facts:
         changed = [key for key in changed if key != "warmed"] + ["plan"]  # another plan may have another importance
     if changed:
         raise InputError(
-            f"{run.path} was started with another {changed[0]}: {before.get(changed[0], 'see its plan.json')}; give "
-            "the same to resume, or start over with --force"
+            f"{run.path} was started with another {_difference(changed[0], before.get(changed[0]), asked)}; "
+            "give the same to resume, or start anew with --force or another --out"
         )
     found = run.resume(subject.model)
     at = None if found is None else found.progress
-    if at is None or not at.steps_done:
+    if at is not None and at.epoch >= recipe.epochs:
+        say(f"the run is complete already: {at.epoch} of {recipe.epochs} epochs are done")
+    elif at is None or not at.steps_done:
         say("resuming from the start: no step is in a checkpoint")
     else:
         say(f"resuming after epoch {at.epoch}" + (f" and {at.step} steps of the next" if at.step else ""))
     return found
+
+
+def _difference(key: str, before: Any, asked: Mapping[str, Any]) -> str:
+    """What differs between a run's settings and those asked for, with the values; of several, each part that does."""
+    if key not in asked:
+        return "plan: see its plan.json"
+    now = asked[key]
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return f"{key}: {before}, not {now}"
+    parts = [name for name in now if before.get(name) != now[name]]
+    return f"{key}: {', '.join(f'{name} {before.get(name)}, not {now[name]}' for name in parts)}"
 
 
 def _warm_head(subject: Subject, source: Batches, recipe: Recipe, epochs: int) -> None:
@@ -196,10 +222,14 @@ def _warm_head(subject: Subject, source: Batches, recipe: Recipe, epochs: int) -
         )
 
 
-def _one_line(epoch: Epoch, epochs: int, budget_bytes: int) -> str:
+def _one_line(epoch: Epoch, epochs: int, plan: Plan) -> str:
     metrics = epoch.metrics
     accuracy = "" if metrics.test_accuracy is None else f", test accuracy {metrics.test_accuracy:.4f}"
+    memory = f"training memory {metrics.measured_training_bytes:,} B"
+    if plan.scope == "peak":
+        memory = f"live peak {metrics.measured_live_peak_bytes - plan.predicted.weights_in_flash_bytes:,} B"
+    limit = "" if plan.scope == "update" else f" of {plan.budget_bytes:,} B"
     return (
-        f"epoch {metrics.epoch + 1}/{epochs}: loss {metrics.train_loss:.4f}{accuracy}, measured training memory "
-        f"{metrics.measured_training_bytes:,} B of {budget_bytes:,} B, {metrics.seconds:.1f} s"
+        f"epoch {metrics.epoch + 1}/{epochs}: loss {metrics.train_loss:.4f}{accuracy}, measured {memory}{limit}, "
+        f"{metrics.seconds:.1f} s"
     )

@@ -101,11 +101,11 @@ class DrawOptions:
         return plan.model_copy(update={"sampling": sampling})
 
     def _given(self) -> dict[str, Any]:
-        from medyate_planner.errors import InputError
+        from medyate_planner.errors import InputError, unknown_name
         from medyate_planner.planning.sampling import METHODS
 
         if self.sampling is not None and self.sampling not in METHODS:
-            raise InputError(f"--sampling {self.sampling!r} is unknown; choose one of {', '.join(METHODS)}")
+            raise unknown_name("--sampling", self.sampling, METHODS)
         if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha >= 0):
             raise InputError(f"--alpha: expected a finite number of 0 or more, got {self.alpha}")
         if self.boost is not None and not 0 <= self.boost <= 1:
@@ -120,7 +120,8 @@ class DrawOptions:
         from medyate_planner.planning.strategies import DRAWS
 
         for name in ("method", "alpha"):
-            if name in given and (plan.strategy in DRAWS or plan.sampling.channels is not None):
+            own = plan.sampling.channels is not None or plan.sampling.pool is not None
+            if name in given and (plan.strategy in DRAWS or own):
                 option = "sampling" if name == "method" else name
                 raise InputError(
                     f"--{option}: strategy {plan.strategy} has draws of its own, by which its quotas were chosen; "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from medyate_planner.errors import InputError
+from medyate_planner.files import nearby
 from medyate_planner.models.factory import first_line
 from medyate_planner.models.preprocessing import Preprocessing
 
@@ -36,7 +37,7 @@ def read_npz(path: Path) -> Arrays:
             labels that are not whole numbers from 0.
     """
     if not path.is_file():
-        raise InputError(f"data npz:{path}: there is no such file")
+        raise InputError(f"data npz:{path}: there is no such file{nearby(path)}")
     try:
         with np.load(path, allow_pickle=False) as file:
             data = {key: file[key] for key in file.files if key in (*KEYS, "x", "y", "class_names")}

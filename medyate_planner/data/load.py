@@ -15,7 +15,7 @@ from medyate_planner.data.datasets import AUGMENTATIONS, ArrayDataset, ImageData
 from medyate_planner.data.layout import Classes, Layout, read_layout
 from medyate_planner.data.sources import ArrayImages, FileImages, ImageSource, index_tar, list_folder
 from medyate_planner.data.split import limit_samples, split_stratified
-from medyate_planner.errors import InputError
+from medyate_planner.errors import InputError, did_you_mean
 from medyate_planner.models.factory import call_factory, import_factory
 from medyate_planner.models.preprocessing import Preprocessing
 
@@ -73,7 +73,8 @@ def load_data(
         InputError: an unknown spec, files that are missing or damaged, or classes that do not do.
     """
     if augment not in AUGMENTATIONS:
-        raise InputError(f"--augment {augment!r}: expected one of {', '.join(AUGMENTATIONS)}")
+        near = did_you_mean(augment, AUGMENTATIONS, count=1)
+        raise InputError(f"--augment {augment!r}: {near}expected one of {', '.join(AUGMENTATIONS)}")
     request = _Request(
         spec=spec,
         preprocessing=preprocessing,

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from medyate_planner.errors import InputError
+from medyate_planner.files import nearby
 from medyate_planner.models.factory import first_line
 
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
@@ -104,7 +105,7 @@ def decode(read: Callable[[], bytes], name: str) -> Image.Image:
 def list_folder(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Paths of all files and of all folders below a folder, relative to it."""
     if not folder.is_dir():
-        kind = "is not a folder" if folder.exists() else "there is no such folder"
+        kind = "is not a folder" if folder.exists() else f"there is no such folder{nearby(folder)}"
         raise InputError(f"data imagefolder:{folder}: {kind}")
     files: list[str] = []
     folders: list[str] = []
@@ -122,7 +123,7 @@ def index_tar(path: Path) -> TarIndex:
         InputError: no such file, not a tar, or one that breaks off (also where only the end mark is missing).
     """
     if not path.is_file():
-        raise InputError(f"data tar:{path}: there is no such file")
+        raise InputError(f"data tar:{path}: there is no such file{nearby(path)}")
     with path.open("rb") as file:
         is_compressed = file.read(6).startswith(COMPRESSED)
     files: dict[str, tuple[int, int] | bytes] = {}

@@ -12,7 +12,7 @@ import numpy as np
 from medyate_planner.errors import InputError
 from medyate_planner.importance.energy import Importance, Vector
 
-OBJECTIVES = ("norm", "energy")
+OBJECTIVES = ("projection", "norm", "energy")
 CURVES = ("uniform", "weighted", "top")
 MAX_BREAKPOINTS = 8
 _DRAWS = 64
@@ -55,12 +55,15 @@ class ValueCurve:
 
 
 def value_curve(
-    importance: Importance, layer: str, *, objective: str = "norm", curve: str = "uniform", seed: int = 0
+    importance: Importance, layer: str, *, objective: str = "projection", curve: str = "uniform", seed: int = 0
 ) -> ValueCurve:
-    """V(n) of a layer: the expected captured energy C(n), or its root.
+    """V(n) of a layer, from the energy C(n) that n of its channels are expected to capture. Derived here.
 
-    `uniform` C(n) = n * mean(E); `weighted` the mean over seeded draws without replacement, probabilities
-    proportional to E, made concave; `top` the n largest. `energy` takes C itself, `norm` sqrt(C). Derived here.
+    C(n) by curve: `uniform` n * mean(E); `weighted` the mean over seeded draws without replacement, probabilities
+    proportional to E, made concave; `top` the n largest. V(n) by objective: `energy` C(n); `norm` its root, the
+    captured gradient's length; `projection` C(n) / sqrt(C(all)), its length along the whole layer's gradient. Layers
+    are weighed as by `norm`, so that no dense one takes all; within a layer each channel is worth as much as the last,
+    so that a layer is bought for good or not at all, where `norm` buys a few channels of every one.
     """
     if objective not in OBJECTIVES or curve not in CURVES:
         raise InputError(
@@ -69,8 +72,17 @@ def value_curve(
         )
     energy = importance.energy[layer]
     captured = _captured(energy, curve, seed)
-    values = captured if objective == "energy" else np.sqrt(captured)
+    values = _by_objective(captured, objective)
     return ValueCurve(layer=layer, values=tuple(float(v) for v in values))
+
+
+def _by_objective(captured: Vector, objective: str) -> Vector:
+    if objective == "energy" or not captured[-1] > 0:
+        return captured
+    if objective == "projection":
+        return captured / np.sqrt(captured[-1])
+    roots: Vector = np.sqrt(captured)
+    return roots
 
 
 def bias_value(importance: Importance, layer: str, objective: str) -> float:

@@ -47,6 +47,18 @@ class Importance:
                 f"expected {graph.fingerprint[:12]}); run `medyate rank` on this model"
             )
 
+    def __repr__(self) -> str:
+        """A few lines: the layers that matter most."""
+        from medyate_planner.importance.summary import summary_of
+
+        return summary_of(self).text()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from medyate_planner.importance.summary import summary_of
+
+        return summary_of(self).html()
+
     def save(self, path: Path, *, force: bool = True) -> Path:
         """Write a safetensors file: tensors `energy/L`, `norm/L`, `head/P`, everything else as JSON metadata."""
         tensors = {f"energy/{name}": torch.from_numpy(values.copy()) for name, values in self.energy.items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from medyate_planner.errors import InputError
+from medyate_planner.errors import unknown_name
 from medyate_planner.importance.energy import Importance, Vector
 
 METRICS = ("raw", "rgn", "lara")
@@ -30,7 +30,7 @@ def channel_scores(importance: Importance, layer: str, metric: str, cost_per_cha
         return importance.norms[layer] / cost_per_channel
     if metric == "lara":
         return importance.energy[layer] / cost_per_channel
-    raise InputError(f"metric {metric!r} is unknown; choose one of {', '.join(METRICS)}")
+    raise unknown_name("metric", metric, METRICS)
 
 
 def rank_layers(importance: Importance, metric: str, costs: Mapping[str, int]) -> tuple[LayerScore, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medyate_planner.errors import InputError
+from medyate_planner.errors import InputError, unknown_name
 from medyate_planner.memory.channels import STATE_SLOTS
 
 UPDATES = ("fused", "optimizer")
@@ -27,9 +27,9 @@ class UpdateMode:
 
     def __post_init__(self) -> None:
         if self.update not in UPDATES:
-            raise InputError(f"update mode {self.update!r} is unknown; choose {' or '.join(UPDATES)}")
+            raise unknown_name("update mode", self.update, UPDATES)
         if self.optimizer not in STATE_SLOTS:
-            raise InputError(f"optimizer {self.optimizer!r} is unknown; choose one of {', '.join(STATE_SLOTS)}")
+            raise unknown_name("optimizer", self.optimizer, STATE_SLOTS)
         if self.accumulation < 1:
             raise InputError(f"accumulation: expected 1 or more passes, got {self.accumulation}")
         if self.update == "fused" and self.optimizer != "sgd":

@@ -19,6 +19,7 @@ from medyate_planner.models.hubs import Found
 from medyate_planner.models.preprocessing import Preprocessing, default_preprocessing
 from medyate_planner.models.weights import Fit, compare, read_weights, zoo_weights
 from medyate_planner.models.zoo import ZOO, ZOO_PREPROCESSING, build_zoo_model
+from medyate_planner.summary import the_head
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HUBS = ("torchvision", "timm")
@@ -31,6 +32,7 @@ class LoadedModel:
 
     `input_shape` is without the batch, (C, H, W) for images; for any other input `preprocessing` is None.
     `num_classes` is K of an output (N, K), else None. `head_module` names the head if a new one was made.
+    `note` says who else has a model of a bare name; `own_shape` is what the model itself says of its input.
     """
 
     model: nn.Module
@@ -40,6 +42,8 @@ class LoadedModel:
     num_classes: int | None
     head_module: str | None
     weights_source: str
+    note: str | None = None
+    own_shape: tuple[int, ...] | None = None
 
 
 def load_model(
@@ -68,6 +72,7 @@ def load_model(
     _check_options(num_classes, dtype)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
+        named = spec
         spec, (model, own_shape, preprocessing) = _build(spec) if allocate else _build_on_meta(spec)
         shape, preprocessing = _settle_input(spec, input_shape or own_shape, preprocessing)
         model.eval()
@@ -89,6 +94,8 @@ def load_model(
         num_classes=outputs,
         head_module=head_module,
         weights_source=_weights_source(spec, path, seed, require_weights) if allocated else "none needed",
+        note=None if spec == named else _others_of(named, spec),
+        own_shape=own_shape,
     )
 
 
@@ -141,6 +148,12 @@ def _build(spec: str) -> tuple[str, Found]:
     return f"{hub}:{spec}", _build_from_hub(hub, spec)
 
 
+def _others_of(name: str, spec: str) -> str | None:
+    """Who else has a model of that bare name."""
+    others = [f"{hub}:{name}" for hub in HUBS if f"{hub}:{name}" != spec and name in hubs.known_names(hub)]
+    return f"there is {' and '.join(others)} too" if others else None
+
+
 def _build_on_meta(spec: str) -> tuple[str, Found]:
     """As `_build`, on the meta device; a factory, and a model that can not be built there, as usual."""
     kind, colon, name = spec.partition(":")
@@ -185,7 +198,7 @@ def _settle_input(
     spec: str, shape: tuple[int, ...] | None, preprocessing: Preprocessing | None
 ) -> tuple[tuple[int, ...], Preprocessing | None]:
     if shape is None:
-        raise InputError(f"model {spec!r} does not say what input it takes; pass --input-shape 3x128x128")
+        raise InputError(f"model {spec!r} does not say what input it takes; pass it, such as --input-shape 3x128x128")
     if not shape or min(shape) < 1:
         raise InputError(f"input shape {shape}: expected positive numbers, such as 3x128x128")
     if len(shape) != 3:
@@ -221,7 +234,7 @@ def _head_of_file(model: nn.Module, fit: Fit, request: _HeadRequest, path: Path)
         return None
     if request.num_classes is None:
         rows = fit.mismatching[f"{head}.weight"][0][0]
-        raise InputError(f"weights {path}: the head {head} has {rows} classes there; pass --num-classes {rows}")
+        raise InputError(f"weights {path}: {the_head([head])} has {rows} classes there; pass --num-classes {rows}")
     return head
 
 
@@ -268,4 +281,4 @@ def _weights_source(spec: str, path: Path | None, seed: int, required: bool) -> 
                 + (" or set MEDYATE_ASSETS" if spec in ZOO else "")
             )
         return f"random initialisation (seed {seed})"
-    return "pretrained by factory"
+    return "as the factory made them"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
 
 from medyate_planner.errors import InputError
+from medyate_planner.files import nearby
 from medyate_planner.models.factory import first_line
 
 SHOWN = 3
@@ -60,7 +63,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         InputError: no such file, an unknown kind, a damaged file, or no tensors in it.
     """
     if not path.is_file():
-        raise InputError(f"weights {path}: there is no such file")
+        raise InputError(f"weights {path}: there is no such file{nearby(path)}")
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise InputError(f"weights {path}: expected a .safetensors, .pt or .pth file, got {path.suffix!r}")
     try:
@@ -69,7 +72,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
             state: object = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what is refused below
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise InputError(
+            f"weights {path}: can not be read, damaged or not weights alone: a pickle may run code and is never "
+            "read here; save them with torch.save(model.state_dict(), FILE) or safetensors"
+        ) from error
     except Exception as error:
         raise InputError(
             f"weights {path}: can not be read, damaged or not weights alone ({first_line(error)})"

@@ -14,6 +14,7 @@ from medyate_planner.errors import ContradictionError, InfeasibleBudgetError, In
 from medyate_planner.memory.model import Updates
 from medyate_planner.planning.recompute import fits, scope_bytes, spent_on
 from medyate_planner.planning.request import PlanRequest
+from medyate_planner.summary import the_head
 
 _UNLIMITED = 10**18
 
@@ -105,8 +106,7 @@ def demands_of(request: PlanRequest) -> tuple[Demand, ...]:
     if request.margin_ratio:
         found.append(Demand(f"--margin {request.margin_ratio:g}", lambda r: replace(r, margin_ratio=0.0)))
     if request.head:
-        head = " and ".join(sorted(request.head))
-        found.append(Demand(f"the head {head} trained in full", lambda r: replace(r, head_mode="optional")))
+        found.append(Demand(f"training {the_head(request.head)} in full", lambda r: replace(r, head_mode="optional")))
     if request.weights_in == "ram" and request.scope == "peak":
         found.append(Demand("--weights-in ram", lambda r: replace(r, weights_in="flash")))
     found += [Demand(f"--force-layer {p}", _without_force(p)) for p in request.force_layers]

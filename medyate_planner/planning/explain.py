@@ -9,8 +9,8 @@ from medyate_planner.memory.timeline import LOSS_MOMENT, footprint
 from medyate_planner.planning.decision import Decision, Strategy
 from medyate_planner.planning.explanation import SENTENCES, ExplainedUnit, Explanation, Limit, NextBytes, QuotaChange
 from medyate_planner.planning.pricing import PricedPlan, UnitPrice, price_of, units_of
-from medyate_planner.planning.reasons import facts_of, moment_in_words, reason_of
-from medyate_planner.planning.recompute import scope_bytes
+from medyate_planner.planning.reasons import facts_of, reason_of
+from medyate_planner.planning.recompute import moment_in_words, scope_bytes
 from medyate_planner.planning.request import PlanRequest
 from medyate_planner.planning.strategies import STRATEGIES
 

@@ -22,7 +22,7 @@ SENTENCES: dict[Reason, str] = {
     "in_flops": "in: {quota} of {channels} channels; {step} more would exceed --max-flops",
     "in_gap": "in: {quota} of {channels} channels; {step} more would fit, and gain less than the solver's gap",
     "in_strategy": "in: {quota} of {channels} channels; {step} more would fit, but strategy {strategy} stopped here",
-    "in_bias": "in: worth {value:.3g}, for {freed:,} B",
+    "in_bias": "in: worth {value:.3g}, {price}",
     "forbidden": "out: forbidden",
     "not_upstream": "out: not upstream of the loss",
     "frozen": "out: frozen by the user",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from medyate_planner.errors import InputError, PlanMismatchError
+from medyate_planner.errors import InputError, PlanMismatchError, did_you_mean
 from medyate_planner.files import read_text, write_text
 from medyate_planner.graph import LayerKind, ModelGraph
 from medyate_planner.memory.mode import UpdateMode
@@ -25,8 +25,10 @@ class _Part(BaseModel):
 class ModelInput(_Part):
     """One input of the model, without the batch dimension."""
 
-    shape: tuple[int, ...]
-    dtype: Literal["float64", "float32", "bfloat16", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+    shape: tuple[int, ...] = Field(description="without the batch dimension")
+    dtype: Literal["float64", "float32", "bfloat16", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"] = (
+        Field(description="torch's name of the element type")
+    )
     name: str | None = Field(default=None, description="set for keyword inputs")
     channels_last: bool = Field(default=True, description="memory format the live peak is predicted for")
 
@@ -36,29 +38,32 @@ class PlannedModel(_Part):
 
     spec: str | None = Field(default=None, description="as on the command line; null for a model made in Python")
     fingerprint: str = Field(description="SHA-256 of operators, wiring, parameter names and shapes")
-    num_parameters: int
-    inputs: tuple[ModelInput, ...]
-    weights: str | None = None
-    num_classes: int | None = None
-    input_shape: tuple[int, ...] | None = None
-    head_pattern: str | None = None
+    num_parameters: int = Field(description="elements of all parameters, those of the new head too")
+    inputs: tuple[ModelInput, ...] = Field(description="what the model is called with")
+    weights: str | None = Field(default=None, description="weights file; edit it where the file moved")
+    num_classes: int | None = Field(default=None, description="classes of the new head; null: the model's own head")
+    input_shape: tuple[int, ...] | None = Field(default=None, description="of one sample, such as [3, 128, 128]")
+    head_pattern: str | None = Field(default=None, description="--head: a pattern of layer names, none, or null")
 
 
 class PlannedLayer(_Part):
     """A layer that is updated: `quota` of its input channels at a time. The head is trained in full."""
 
-    name: str
-    kind: LayerKind
-    channels: int = Field(ge=1)
-    quota: int | None = Field(ge=1, description="null: drawn anew each interval (sampling.draws)")
-    head: bool = False
+    name: str = Field(description="as `medyate report` lists it; take the whole entry out to freeze the layer")
+    kind: LayerKind = Field(description="what the layer is; not to be edited")
+    channels: int = Field(ge=1, description="input channels that the layer has; not to be edited")
+    quota: int | None = Field(
+        ge=1, description="channels updated at a time, 1 to `channels`; null: drawn anew each interval (sampling.draws)"
+    )
+    head: bool = Field(default=False, description="the layer that is trained in full: its quota is all its channels")
 
     @model_validator(mode="after")
     def _quota_in_range(self) -> PlannedLayer:
         if self.quota is None and not self.head:
             return self
+        most = "the head has all" if self.head else f"expected 1 to {self.channels}"
         if self.quota is None or self.quota > self.channels or (self.head and self.quota != self.channels):
-            raise ValueError(f"layer {self.name}: quota {self.quota} does not fit {self.channels} channels")
+            raise ValueError(f"layer {self.name}: quota {self.quota} does not fit {self.channels} channels; {most}")
         return self
 
 
@@ -68,19 +73,19 @@ class Predicted(_Part):
     `elements` is TraDy's accounting, per sample; `sparse_update_bytes` that of Sparse Update, for an imported scheme.
     """
 
-    update_bytes: int
-    training_bytes: int
-    live_peak_bytes: int
-    saved_bytes: int
-    selected_bytes: int
-    passthrough_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
+    update_bytes: int = Field(description="scope update: plain sum of gradients, selected activations and state")
+    training_bytes: int = Field(description="scope training: the most that is kept at one moment because we train")
+    live_peak_bytes: int = Field(description="the most that is live at one moment, in the dry run")
+    saved_bytes: int = Field(description="kept for backward by the model's forward")
+    selected_bytes: int = Field(description="of these, activations of the selected channels")
+    passthrough_bytes: int = Field(description="of these, what lets gradients pass to earlier layers")
+    gradients_bytes: int = Field(description="the most of gradients that is alive at once")
+    optimizer_bytes: int = Field(description="state of the optimizer")
     copy_bytes: int = Field(default=0, description="working copies of selected channels, in update mode optimizer")
-    loss_bytes: int
-    index_bytes: int
-    elements: int
-    sparse_update_bytes: int | None = None
+    loss_bytes: int = Field(description="kept for backward by the loss")
+    index_bytes: int = Field(description="indices of the selected channels")
+    elements: int = Field(description="TraDy's accounting, of one sample")
+    sparse_update_bytes: int | None = Field(default=None, description="Sparse Update's, of an imported scheme")
     live_peak_bound_bytes: int | None = Field(default=None, description="closed form: what scope peak limits")
     weights_in_flash_bytes: int = Field(default=0, description="parameters and buffers that scope peak leaves out")
     flops: int | None = Field(default=None, description="of one step; a multiply-add is 2")
@@ -90,12 +95,15 @@ class Predicted(_Part):
 class Sampling(_Part):
     """How channels are redrawn inside each layer's quota."""
 
-    method: Literal["uniform", "weighted", "top", "static", "fixed"] = "uniform"
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    method: Literal["uniform", "weighted", "top", "static", "fixed"] = Field(
+        default="uniform",
+        description="uniform; weighted by importance; top: the most important; static: drawn once; fixed: `channels`",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="draws depend on it, the interval and the layer alone")
     interval: Literal["epoch"] | Annotated[int, Field(ge=1)] = Field(
         default="epoch", description="channels are redrawn every epoch, or every so many steps"
     )
-    alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="weighted: exponent of the importance")
     metric: Literal["raw", "rgn", "lara"] = Field(default="raw", description="importance that draws go by")
     boost: float = Field(default=0.0, ge=0, le=1, description="weight of gradients observed while training; 0: none")
     oracle: bool = Field(default=False, description="draws anew would need full gradients, beyond the budget")
@@ -138,49 +146,53 @@ class Sampling(_Part):
 class ImportanceRef(_Part):
     """The importance file a plan was made from; null file: what is named in `source`."""
 
-    source: str
-    file: str | None = None
-    sha256: str | None = None
+    source: str = Field(description="what the importance was measured on")
+    file: str | None = Field(default=None, description="name of the file, looked for beside the plan")
+    sha256: str | None = Field(default=None, description="of that file; another one is refused")
 
 
 class Plan(_Part):
     """Which layers are updated, how many channels in each, and what that costs."""
 
-    schema_version: Literal[1] = 1
-    kind: Literal["plan"] = "plan"
-    model: PlannedModel
-    batch_size: int = Field(ge=1)
-    dtype: str = "float32"
-    device: str = "cpu"
-    loss: str = "cross-entropy"
+    schema_version: Literal[1] = Field(default=1, description="of this format")
+    kind: Literal["plan"] = Field(default="plan", description="what this file is")
+    model: PlannedModel = Field(description="the model it was made for")
+    batch_size: int = Field(ge=1, description="samples in one pass; all figures are for it")
+    dtype: str = Field(default="float32", description="type of the weights: float32 or bfloat16")
+    device: str = Field(default="cpu", description="where it is trained; figures are for it")
+    loss: str = Field(default="cross-entropy", description="cross-entropy, next-token, mse, or module:factory")
     loss_outputs: tuple[str, ...] = Field(description="names of the model's outputs (in its graph) that the loss reads")
-    dropout: Literal["off", "keep"] = "off"
-    norm: Literal["frozen", "train"] = "frozen"
+    dropout: Literal["off", "keep"] = Field(default="off", description="what becomes of dropout in training")
+    norm: Literal["frozen", "train"] = Field(
+        default="frozen", description="BatchNorms go by stored statistics (frozen) or those of the batch (train)"
+    )
     autocast: Literal["bfloat16"] | None = Field(default=None, description="the type torch.autocast computes with")
-    budget_bytes: int = Field(ge=1)
-    scope: Literal["update", "training", "peak"]
+    budget_bytes: int = Field(ge=1, description="what must not be exceeded in the scope; B, not kB")
+    scope: Literal["update", "training", "peak"] = Field(description="which figure of `predicted` the budget limits")
     margin_ratio: float = Field(default=0.0, ge=0, description="part of the budget kept free, relative to the rest")
-    weights_in: Literal["ram", "flash"] = "ram"
-    strategy: str
-    objective_name: str = "norm"
-    curve: str = "uniform"
-    metric: Literal["raw", "rgn", "lara"] = "raw"
-    max_flops: int | None = None
-    update: Literal["fused", "optimizer"] = "fused"
-    optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "sgd"
+    weights_in: Literal["ram", "flash"] = Field(default="ram", description="scope peak counts weights in ram alone")
+    strategy: str = Field(description="who made the plan")
+    objective_name: str = Field(default="norm", description="what was maximised: projection, norm or energy")
+    curve: str = Field(default="uniform", description="how n channels are valued: uniform, weighted or top")
+    metric: Literal["raw", "rgn", "lara"] = Field(default="raw", description="what a channel is valued by")
+    max_flops: int | None = Field(default=None, description="most operations of a step; null: no limit")
+    update: Literal["fused", "optimizer"] = Field(
+        default="fused", description="fused: plain SGD during backward; optimizer: a torch optimizer on compact weights"
+    )
+    optimizer: Literal["sgd", "momentum", "adam", "adamw"] = Field(default="sgd", description="whose state is paid for")
     accumulation: int = Field(default=1, ge=1, description="passes whose gradients are summed before a step")
-    status: Literal["optimal", "feasible"]
-    gap_ratio: float
+    status: Literal["optimal", "feasible"] = Field(description="feasible after an edit by hand (medyate plan --check)")
+    gap_ratio: float = Field(description="how far from the optimum the plan may be at most")
     objective: float = Field(description="exact value; of a plan with draws, that of the first")
     objective_bound: float | None = Field(
         default=None, description="the solver's, of the interpolated value: objective less interpolation_loss"
     )
     interpolation_loss: float = Field(default=0.0, description="what interpolation takes off the value of this plan")
-    predicted: Predicted
-    layers: tuple[PlannedLayer, ...]
-    biases: tuple[str, ...] = ()
-    sampling: Sampling = Sampling()
-    importance: ImportanceRef
+    predicted: Predicted = Field(description="recomputed from the rest by `medyate plan --check FILE -o FILE`")
+    layers: tuple[PlannedLayer, ...] = Field(description="what is updated by channels, and the head; the rest stays")
+    biases: tuple[str, ...] = Field(default=(), description="layers whose bias is updated; take one out to freeze it")
+    sampling: Sampling = Field(default=Sampling(), description="how channels are redrawn within the quotas")
+    importance: ImportanceRef = Field(description="what the plan was made from")
     explanation: Explanation | None = Field(default=None, description="why each layer is in or out, if asked for")
 
     @model_validator(mode="after")
@@ -268,6 +280,22 @@ class Plan(_Part):
         if difference:
             raise PlanMismatchError(f"the plan does not suit its model{difference}; correct it, or run `medyate plan`")
 
+    def __repr__(self) -> str:
+        """A few lines; `to_dict` has everything."""
+        from medyate_planner.planning.summary import summary_of
+
+        return summary_of(self).text()
+
+    def __str__(self) -> str:
+        """The same lines."""
+        return repr(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from medyate_planner.planning.summary import summary_of
+
+        return summary_of(self).html()
+
     def to_dict(self) -> dict[str, Any]:
         """JSON types, keys as in the file."""
         return self.model_dump(mode="json")
@@ -330,7 +358,8 @@ def _first_difference(plan: Plan, graph: ModelGraph) -> str:
             return f"; the model has no output {name!r} (loss_outputs)"
     for layer in plan.layers:
         if layer.name not in known:
-            return f"; the model has no layer {layer.name!r}"
+            near = did_you_mean(layer.name, [unit.name for unit in graph.units]).strip()
+            return f"; the model has no layer {layer.name!r}" + (f", {near}" if near else "")
         if known[layer.name].channels != layer.channels:
             return f"; {layer.name} has {known[layer.name].channels} channels, the plan expects {layer.channels}"
     for name in plan.biases:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from medyate_planner.memory.timeline import LOSS_MOMENT, footprint
+from medyate_planner.memory.timeline import footprint
 from medyate_planner.planning.explanation import Reason
 from medyate_planner.planning.pricing import PricedPlan, UnitPrice
+from medyate_planner.planning.recompute import moment_in_words
 from medyate_planner.planning.request import PlanRequest
 
 
@@ -84,7 +85,7 @@ def facts_of(base: PricedPlan, price: UnitPrice, worst: float | None) -> Mapping
         "thing": "part, the bias," if price.what == "bias" else thing,
         "added": 0 if price.next is None else price.next.nbytes,
         "per_kb": 0.0 if price.next is None else price.next.per_kb or 0.0,
-        "freed": 0 if price.last is None else price.last.nbytes,
+        "price": _price(price),
         "value": 0.0 if price.last is None else price.last.value,
         "reach": price.reach_bytes or 0,
         "where": _where(base, price),
@@ -96,17 +97,15 @@ def facts_of(base: PricedPlan, price: UnitPrice, worst: float | None) -> Mapping
     }
 
 
+def _price(price: UnitPrice) -> str:
+    """What a unit that is in costs; what is not held at the largest moment adds nothing to the scope."""
+    freed = 0 if price.last is None else price.last.nbytes
+    return f"for {freed:,} B" if freed else "and adds nothing to the largest moment"
+
+
 def _where(base: PricedPlan, price: UnitPrice) -> str:
     """The moment that would be the largest with the unit in the plan."""
     if base.request.scope != "training" or not price.for_sale:
         return "at the largest moment of the step"
     updates = base.changed(price.layer, price.what, price.quota + price.growth)
     return moment_in_words(base.request, footprint(base.request.memory, updates).peak_moment.at)
-
-
-def moment_in_words(request: PlanRequest, at: str) -> str:
-    """A moment of a step, by the layer whose backward it is."""
-    if at == LOSS_MOMENT:
-        return "at the end of forward"
-    layer = request.memory.site_layer.get(at)
-    return f"at the backward of {at if layer is None else layer.name}"

@@ -6,6 +6,7 @@ from medyate_planner.errors import InfeasibleBudgetError
 from medyate_planner.memory.model import Updates
 from medyate_planner.memory.timeline import LOSS_MOMENT, footprint
 from medyate_planner.planning.request import PlanRequest
+from medyate_planner.summary import the_head
 
 
 def scope_bytes(request: PlanRequest, updates: Updates) -> int:
@@ -42,16 +43,21 @@ def spent_on(request: PlanRequest, updates: Updates) -> str:
     """What a smallest plan's bytes are spent on, in words."""
     units = [f"{n} channel{'s' * (n > 1)} of {name}" for name, n in updates.quotas.items()]
     units += [f"the bias of {name}" for name in sorted(updates.biases)]
-    head = " and ".join(sorted(updates.full))
+    units += [f"{the_head(updates.full)} in full"] if updates.full else []
     what = " and ".join(units) or "nothing"
-    beside = f" beside the head {head}" if head else ""
     if request.scope == "peak":
-        return f"{what}{beside}, with inputs, live activations and{_weights(request)} activation gradients"
-    if request.scope == "update" or not head:
-        return f"{what}{beside}"
-    peak = footprint(request.memory, updates).peak_moment
-    where = "the end of forward" if peak.at == LOSS_MOMENT else f"the backward of {peak.at}"
-    return f"{what}{beside}, at {where}"
+        return f"{what}, with inputs, live activations and{_weights(request)} activation gradients"
+    if request.scope == "update" or not updates.full:
+        return what
+    return f"{what}, {moment_in_words(request, footprint(request.memory, updates).peak_moment.at)}"
+
+
+def moment_in_words(request: PlanRequest, at: str) -> str:
+    """A moment of a step, by the layer whose backward it is."""
+    if at == LOSS_MOMENT:
+        return "at the end of forward"
+    layer = request.memory.site_layer.get(at)
+    return f"at the backward of {at if layer is None else layer.name}"
 
 
 def _weights(request: PlanRequest) -> str:

@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
-from medyate_planner.errors import ContradictionError, InputError
+from medyate_planner.errors import ContradictionError, InputError, did_you_mean, unknown_name
 from medyate_planner.graph import Layer
 from medyate_planner.importance.curves import ValueCurve, bias_value, value_curve
 from medyate_planner.importance.energy import Importance
@@ -75,7 +75,7 @@ class PlanRequest:
     scope: str = "training"
     margin_ratio: float = 0.0
     weights_in: str = "ram"
-    objective: str = "norm"
+    objective: str = "projection"
     curve: str = "uniform"
     metric: str = "raw"
     head_mode: str = "full"
@@ -105,7 +105,7 @@ class PlanRequest:
         ):
             if value not in known:
                 offered = [choice for choice in known if choice != "optional"]  # that one is for demands.py
-                raise InputError(f"{name} {value!r} is unknown; choose one of {', '.join(offered)}")
+                raise unknown_name(name, value, offered)
         for option in ("granularity", "min_quota", "max_quota", "max_layers", "max_flops"):
             value = getattr(self, option)
             if value is not None and value < 1:
@@ -123,7 +123,7 @@ class PlanRequest:
             raise InputError(f"--time-limit: expected more than 0 seconds, got {self.time_limit_seconds}")
         for pattern in (*self.force_layers, *self.forbid_layers):
             if not any(fnmatchcase(unit.name, pattern) for unit in self.memory.graph.units):
-                raise InputError(f"layer pattern {pattern!r} matches no layer; see `medyate report` for the names")
+                raise _no_such_layer(pattern, [unit.name for unit in self.memory.graph.units])
         self._check_forced()
 
     def _check_forced(self) -> None:
@@ -265,6 +265,14 @@ class PlanRequest:
     def _sum(self, channels: list[float], updates: Updates) -> float:
         """Exactly rounded, so that it does not depend on the order, which a set of biases does not have."""
         return math.fsum([*channels, *(self.bias_values.get(name, 0.0) for name in updates.biases)])
+
+
+def _no_such_layer(pattern: str, names: list[str]) -> InputError:
+    """The error for a pattern that fits nothing, with patterns near it that do: a layer's name, or all in a module."""
+    parts = [name.split(".") for name in names]
+    modules = [".".join([*path[:depth], "*"]) for path in parts for depth in range(1, len(path))]
+    near = did_you_mean(pattern, dict.fromkeys([*modules, *names]))
+    return InputError(f"layer pattern {pattern!r} matches no layer; {near}see `medyate report` for the names")
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -11,6 +11,7 @@ from medyate_planner.graph import Layer
 from medyate_planner.memory.channels import INDEX_BYTES
 from medyate_planner.memory.model import MemoryModel, Updates
 from medyate_planner.memory.timeline import Footprint, footprint
+from medyate_planner.summary import the_head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +121,7 @@ def _bytes(memory: MemoryModel, quotas: Mapping[str, int], biases: frozenset[str
 def _require_head(memory: MemoryModel, budget_bytes: int, head: frozenset[str]) -> None:
     needed_bytes = footprint(memory, Updates(quotas={}, full=head)).training_bytes
     if needed_bytes > budget_bytes:
-        names = " and ".join(sorted(head))
-        raise _infeasible(budget_bytes, needed_bytes, f"training the head {names} before importance is measured")
+        raise _infeasible(budget_bytes, needed_bytes, f"training {the_head(head)} before importance is measured")
 
 
 def _nothing_fits(budget_bytes: int, alone: Mapping[str, int], bias_alone: Mapping[str, int]) -> InfeasibleBudgetError:

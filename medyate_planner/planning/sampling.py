@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from medyate_planner.errors import InputError
+from medyate_planner.errors import InputError, unknown_name
 from medyate_planner.planning.plan import Plan
 
 Method = Literal["uniform", "weighted", "top", "static"]
@@ -42,7 +42,7 @@ def draw(
         InputError: unknown method, missing or unusable importance, quota out of range.
     """
     if method not in METHODS:
-        raise InputError(f"sampling method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+        raise unknown_name("sampling method", method, METHODS)
     if not 0 <= quota <= channels:
         raise InputError(f"layer {layer}: expected a quota of 0 to {channels}, got {quota}")
     if seed < 0 or interval < 0:

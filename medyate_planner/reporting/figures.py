@@ -52,7 +52,12 @@ def draw_report(report: MemoryReport, path: Path, form: str) -> None:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=7, frameon=False)
         title = f"{safe(report.model.spec)}, batch {report.batch_size}"
         figure.suptitle(title.replace("$", r"\$"), fontsize=10)
-        figure.savefig(path, format=form, dpi=200, metadata={"Date": None} if form == "svg" else {"Software": None})
+        save(figure, path, form)
+
+
+def save(figure: Any, path: Path, form: str) -> None:
+    """Write a figure as png or svg, without what would make two files of the same figure differ."""
+    figure.savefig(path, format=form, dpi=200, metadata={"Date": None} if form == "svg" else {"Software": None})
 
 
 def _panel(axis: Any, step: ReportedStep, scale: float) -> None:

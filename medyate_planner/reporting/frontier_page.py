@@ -9,23 +9,15 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+from medyate_planner.reporting.chart import Piece, Tick
 from medyate_planner.reporting.frontier_text import sentences, status_of
 from medyate_planner.reporting.frontier_view import FrontierReport, ReportedPoint
 from medyate_planner.reporting.html import fill_template
-from medyate_planner.reporting.page import Cell, Table, bytes_cell, count_cell
+from medyate_planner.reporting.page import Cell, Front, Table, bytes_cell, count_cell
 from medyate_planner.units import format_bytes, format_count
 
 _HEADROOM = 1.08
 _MOST_TICKS = 7
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tick:
-    """A label on an axis, at a percentage of its length."""
-
-    at: float
-    text: str
-    anchor: str = "middle"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +43,6 @@ class Dot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """The line between two points."""
-
-    x1: float
-    y1: float
-    x2: float
-    y2: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Drawing:
     """The curve, as percentages of the drawing's width and height."""
 
@@ -75,24 +57,23 @@ class Drawing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrontierPage:
+class FrontierPage(Front):
     """Everything the page shows."""
 
-    title: str
-    lead: tuple[str, ...]
-    facts: tuple[tuple[str, str], ...]
     drawing: Drawing
     points: Table
 
 
 def render_frontier_html(frontier: FrontierReport) -> str:
     """Draw a frontier as one self-contained page; the same frontier gives the same bytes."""
-    return fill_template("frontier.html", styles=("page.css", "frontier.css"), page=frontier_page_of(frontier))
+    styles = ("page.css", "charts.css", "frontier.css")
+    return fill_template("frontier.html", styles=styles, page=frontier_page_of(frontier))
 
 
 def frontier_page_of(frontier: FrontierReport) -> FrontierPage:
     """Everything the page shows, as plain data."""
     return FrontierPage(
+        kicker="Value against budget",
         title=frontier.model.spec,
         lead=sentences(frontier),
         facts=_facts(frontier),

@@ -109,6 +109,12 @@ class FrontierReport(_Part):
         """One line; `print` shows the whole frontier."""
         return f"<FrontierReport of {self.model.spec}: {len(self.points)} budgets, strategy {self.strategy}>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from medyate_planner.reporting.summaries import summary_of_frontier
+
+        return summary_of_frontier(self).html()
+
     def to_dict(self) -> dict[str, Any]:
         """JSON types, keys as in frontier.json."""
         return self.model_dump(mode="json")

@@ -17,43 +17,36 @@ from typing import Any
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from medyate_planner.reporting.page import Front
 from medyate_planner.reporting.page_sections import css_class, description_of, meaning_of, page_of
 from medyate_planner.reporting.view import MemoryReport, ReportedStep
+from medyate_planner.summary import printable
 from medyate_planner.units import format_bytes
 
+_SHARED = ("base.html", "macros.html", "charts.html")  # what templates extend and import
 _IN_JSON = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def render_html(report: MemoryReport) -> str:
     """Draw a memory report as one self-contained page; the same report gives the same bytes."""
-    script = _asset("page.js")
-    return fill_template(
-        "report.html",
-        styles=("page.css",),
-        page=page_of(report),
-        data=Markup(embedded_json(drawing_of(report.steps))),
-        script=Markup(script),
-        script_hash=_hash(script),
-    )
+    data = Markup(embedded_json(drawing_of(report.steps)))
+    return fill_template("report.html", page=page_of(report), styles=("page.css",), script="page.js", data=data)
 
 
-def fill_template(name: str, *, styles: Iterable[str], **context: Any) -> str:
-    """One of our templates with its style sheets inside, whose hash its security policy names; all text is escaped."""
+def fill_template(name: str, *, page: Front, styles: Iterable[str], script: str = "", **context: Any) -> str:
+    """One of our templates, which extend base.html, with its style sheets and its script inside, whose hashes the
+    page's security policy names; all text is escaped."""
     environment = Environment(
         autoescape=True,
         finalize=_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=DictLoader({"macros.html": _asset("macros.html")}),
+        loader=DictLoader({part: _asset(part) for part in _SHARED}),
     )
-    style = "".join(map(_asset, styles))
-    return environment.from_string(_asset(name)).render(style=Markup(style), style_hash=_hash(style), **context)
-
-
-def printable(text: str) -> str:
-    """The text with a visible placeholder for what can not be printed: control, bidi and separator characters."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    style, code = "".join(map(_asset, styles)), _asset(script) if script else ""
+    inside = {"style": Markup(style), "script": Markup(code), "style_hash": _hash(style), "script_hash": _hash(code)}
+    return environment.from_string(_asset(name)).render(page=page, **inside, **context)
 
 
 def embedded_json(data: Any) -> str:

@@ -1,10 +1,22 @@
-"""What the page of a memory report consists of: the nouns that `page_sections` fills and the template draws."""
+"""What pages consist of: how every one of them begins, tables, and the nouns of a memory report's, which
+`page_sections` fills and the template draws."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from medyate_planner.units import format_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """What every page begins with: its kind, its name, what to know first, the facts, and what to beware of."""
+
+    kicker: str
+    title: str
+    lead: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +32,8 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table; the first column names the row. With `search`, rows can be sorted and filtered by that name."""
+    """A table; the first column names the row. With `search`, rows can be sorted and filtered by that name; with
+    `cards`, each row is a card on a phone."""
 
     id: str
     caption: str
@@ -28,6 +41,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     total: tuple[Cell, ...] = ()
     search: str = ""
+    cards: bool = False
 
     @property
     def numeric(self) -> tuple[bool, ...]:
@@ -73,12 +87,9 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class Page(Front):
     """Everything the page shows but the drawings."""
 
-    title: str
-    lead: str
-    facts: tuple[tuple[str, str], ...]
     capture_error: str | None
     steps: Table
     panels: tuple[Panel, ...]

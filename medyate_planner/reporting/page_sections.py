@@ -24,6 +24,7 @@ def page_of(report: MemoryReport) -> Page:
     """Everything the page shows, as plain data."""
     parts = tuple(Part(css=category.value, meaning=name, cell=bytes_cell(0)) for _, category, name in _MODULE_PARTS)
     return Page(
+        kicker="Memory report",
         title=report.model.spec,
         lead=_lead(report.steps),
         facts=_facts(report),
@@ -38,16 +39,16 @@ def page_of(report: MemoryReport) -> Page:
     )
 
 
-def _lead(steps: Sequence[ReportedStep]) -> str:
+def _lead(steps: Sequence[ReportedStep]) -> tuple[str, ...]:
     """The first thing to know: where the largest peak is."""
     full = next((step for step in steps if step.name == "full"), None)
     if full is None:
-        return ""
+        return ()
     line, peak = full.timeline, full.timeline.peak_index
     where = f" of {line.module[peak]}" if line.module[peak] else ""
     return (
         f"Full fine-tuning as PyTorch runs it holds at most {format_bytes(full.live_peak_bytes)} at one moment, "
-        f"in the {line.phase[peak]} phase, after {line.operator[peak]}{where}."
+        f"in the {line.phase[peak]} phase, after {line.operator[peak]}{where}.",
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from medyate_planner.memory.moments import Category
 from medyate_planner.reporting.tables import line, put, table
+from medyate_planner.reporting.terminal_figure import Panel, StepFigure
 from medyate_planner.reporting.tree import module_tree
 from medyate_planner.units import format_bytes, format_count
 
@@ -38,30 +39,33 @@ _LAYER_FIGURES = {
 
 
 def render_report(
-    report: MemoryReport, *, sort: str = "order", depth: int = 2, width: int = 120
+    report: MemoryReport, *, sort: str = "order", depth: int = 2, width: int = 120, whole: bool = True
 ) -> Iterable[RenderableType]:
-    """Totals, what is live at each peak, the tree of modules, and one row per layer.
+    """A figure, totals, what is live at each peak; as a whole, the tree of modules and one row per layer too.
 
     Args:
         report: The view.
         sort: Key of `SORT_KEYS`, for modules and layers.
         depth: Levels of modules shown.
         width: Columns of the terminal; below 100 the tables leave out what matters least.
+        whole: Every table.
     """
     yield line(_headline(report))
     if report.capture_error:
         yield line(f"No layers and no plan: {report.capture_error}")
     for note in report.notes:
         yield line(f"Note: {note}")
+    yield StepFigure([Panel(title=_short(report)[step.name], timeline=step.timeline) for step in report.steps])
     yield _steps(report)
     if any(step.name == "lean_full" for step in report.steps):
         yield line(_LEAN)
     yield _places(report)
     yield _peaks(report)
-    yield _modules(report, sort, depth, compact=width < _COMFORTABLE)
-    if report.layers:
-        yield _layers(report.layers, sort, compact=width < _COMFORTABLE)
-    yield _accountings(report)
+    if whole:
+        yield _modules(report, sort, depth, compact=width < _COMFORTABLE)
+        if report.layers:
+            yield _layers(report.layers, sort, compact=width < _COMFORTABLE)
+        yield _accountings(report)
     if report.measured:
         yield _measured(report)
     if report.largest_batch:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from medyate_planner.importance.metrics import LayerScore
-    from medyate_planner.planning.plan import Plan, Predicted
+    from medyate_planner.planning.plan import Plan, PlannedLayer, Predicted
     from medyate_planner.reporting.verification import Verification
 
 
@@ -84,7 +84,7 @@ def _layers(plan: Plan) -> Table:
     for layer in plan.layers:
         put(
             layers,
-            layer.name + (" (head, in full)" if layer.head else ""),
+            _named(layer),
             layer.kind,
             "drawn" if layer.quota is None else str(layer.quota),
             str(layer.channels),
@@ -92,6 +92,13 @@ def _layers(plan: Plan) -> Table:
             "yes" if layer.name in plan.biases or layer.head else "",
         )
     return layers
+
+
+def _named(layer: PlannedLayer) -> str:
+    """A layer in a table; of the head, that all of it is trained."""
+    if not layer.head:
+        return layer.name
+    return "head (in full)" if layer.name == "head" else f"{layer.name} (head, in full)"
 
 
 def render_ranking(source: str, metric: str, ranking: Sequence[LayerScore], most: int = 15) -> Iterable[RenderableType]:

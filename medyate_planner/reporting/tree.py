@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from medyate_planner.errors import InputError
+from medyate_planner.errors import unknown_name
 from medyate_planner.reporting.view import ReportedModule
 
 SORT_KEYS = ("order", "name", "parameters", "weights", "gradients", "optimizer", "saved", "total")
@@ -40,7 +40,7 @@ class ModuleNode:
 def check_sort(sort: str) -> None:
     """Raise `InputError` for an unknown sort key."""
     if sort not in SORT_KEYS:
-        raise InputError(f"--sort {sort!r}: expected one of {', '.join(SORT_KEYS)}")
+        raise unknown_name("--sort", sort, SORT_KEYS)
 
 
 def module_tree(modules: Iterable[ReportedModule], *, sort: str = "order") -> ModuleNode:

@@ -225,6 +225,12 @@ class MemoryReport(_Part):
             f"<MemoryReport of {self.model.spec}, batch {self.batch_size}: {self.full.live_peak_bytes:,} B live peak>"
         )
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from medyate_planner.reporting.summaries import summary_of_report
+
+        return summary_of_report(self).html()
+
     def to_dict(self) -> dict[str, Any]:
         """JSON types, keys as in report.json."""
         return self.model_dump(mode="json")

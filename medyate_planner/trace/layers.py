@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import networkx as nx
 from torch import nn
 
-from medyate_planner.errors import InputError
+from medyate_planner.errors import InputError, did_you_mean
 from medyate_planner.families import ADDMM, CONV, CONV_TRANSPOSE, EMBEDDING, LINEAR
 from medyate_planner.graph import Layer, LayerKind, ModelGraph, Op
 from medyate_planner.trace.fake import dtype_name
@@ -103,9 +103,10 @@ def find_head(graph: ModelGraph, pattern: str | None) -> tuple[str, ...]:
     if pattern is not None:
         names = tuple(layer.name for layer in graph.layers if fnmatchcase(layer.name, pattern))
         if not names:
-            known = ", ".join(layer.name for layer in graph.layers[-3:])
+            known = [layer.name for layer in graph.layers]
             raise InputError(
-                f"head pattern {pattern!r} matches no layer; the last layers are {known}; pass --head none for no head"
+                f"head pattern {pattern!r} matches no layer; {did_you_mean(pattern, known)}the last layers are "
+                f"{', '.join(known[-3:])}; pass --head none for no head"
             )
         return names
     sites = {op.name for op in graph.ops if op.weight is not None and op.name in graph.feeds_output}

@@ -15,6 +15,7 @@ from medyate_planner.losses import Loss
 from medyate_planner.training.batches import Batches, invoke, tensors_of, to_model
 from medyate_planner.training.evaluation import evaluate, evaluate_model
 from medyate_planner.training.guard import Guard
+from medyate_planner.training.measure import StepMeasurement
 from medyate_planner.training.progress import Checkpoint, Epoch, EpochMetrics, Interval, Measured, Progress
 from medyate_planner.training.randomness import random_state, restore_random_state, seeded
 from medyate_planner.training.recipe import Recipe
@@ -41,10 +42,13 @@ MEASURED_STEP = 1  # the second step of an epoch: the first may still warm cache
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """What is told while training: `on_step(epoch, step, loss)`, for progress displays; `on_checkpoint`, before the
-    first step with a guard and after every `checkpoint_every` steps, if given (the end of an epoch has its own)."""
+    """What is told while training. For displays: `on_step(epoch, step, loss)`, `on_draw` before the first step that
+    trains new channels, `on_measured` after each step that was measured. `on_checkpoint`: before the first step with a
+    guard and after every `checkpoint_every` steps, if given (the end of an epoch has its own)."""
 
     on_step: Callable[[int, int, float], None] = lambda _epoch, _step, _loss: None
+    on_draw: Callable[[Interval], None] = lambda _interval: None
+    on_measured: Callable[[StepMeasurement], None] = lambda _step: None
     on_checkpoint: Callable[[Checkpoint], None] = lambda _checkpoint: None
     checkpoint_every: int | None = None
 
@@ -124,6 +128,7 @@ class _Run:
         self.session.load_sampler_state(resume.sampler)
         if self.at.interval is not None:
             self.selection = self.session.resample(self.at.interval)
+            self.watch.on_draw(self._interval())
         self.stepper.load(resume.optimizer)
 
     def epoch(self) -> Epoch:
@@ -184,7 +189,12 @@ class _Run:
         if number != at.interval:
             self.selection = self.session.resample(number)
             self.at = replace(at, interval=number)
-            self.drawn.append(Interval(epoch=at.epoch, interval=number, step=at.steps_done, layers=self.selection))
+            self.drawn.append(self._interval())
+            self.watch.on_draw(self.drawn[-1])
+
+    def _interval(self) -> Interval:
+        at = self.at
+        return Interval(epoch=at.epoch, interval=at.interval or 0, step=at.steps_done, layers=self.selection)
 
     def _step(self, source: Iterator[tuple[Any, Any]]) -> None:
         at, recipe = self.at, self.recipe
@@ -206,6 +216,8 @@ class _Run:
             lr=order.lr,
             measured=Measured.of(seen) if in_full and seen is not None else at.measured,
         )
+        if seen is not None:
+            self.watch.on_measured(seen)
         self.watch.on_step(at.epoch, at.step, total / order.passes)
 
     def _next(self, source: Iterator[tuple[Any, Any]]) -> tuple[Any, Any]:

@@ -110,7 +110,7 @@ class StepMeter:
     def measurement(self, *, loss: float | None, alive_saved_bytes: int | None = None) -> StepMeasurement:
         """The figures of the step that just ended."""
         kept = self.kept
-        return StepMeasurement(
+        found = StepMeasurement(
             training_bytes=kept.training_bytes,
             saved_bytes=kept.saved_bytes,
             selected_bytes=kept.selected_bytes,
@@ -125,6 +125,8 @@ class StepMeter:
             loss=loss,
             timeline=self.live.ledger.timeline() if self.live and self._timed else None,
         )
+        self.session.measured = found
+        return found
 
 
 def measure_step(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from medyate_planner.errors import InputError, MedyateError, TraceError
+from medyate_planner.errors import InputError, MedyateError, TraceError, did_you_mean, unknown_name
 from medyate_planner.memory.channels import STATE_SLOTS
 from medyate_planner.memory.moments import Category, Timeline
 from medyate_planner.trace import InputSpec, as_arguments
@@ -54,9 +54,9 @@ class Regime:
 
     def __post_init__(self) -> None:
         if self.optimizer not in STATE_SLOTS:
-            raise InputError(f"optimizer {self.optimizer!r} is unknown; choose one of {', '.join(STATE_SLOTS)}")
+            raise unknown_name("optimizer", self.optimizer, STATE_SLOTS)
         if self.norm not in NORMS:
-            raise InputError(f"norm {self.norm!r} is unknown; choose {' or '.join(NORMS)}")
+            raise unknown_name("norm", self.norm, NORMS)
         if self.autocast is not None and self.autocast not in AUTOCASTS:
             raise InputError(f"autocast {self.autocast!r} is unknown; choose {' or '.join(AUTOCASTS)}, or leave it out")
         if self.accumulation < 1:
@@ -169,8 +169,8 @@ def arrange(model: nn.Module, regime: Regime) -> list[nn.Parameter]:
     names = dict(model.named_parameters(remove_duplicate=False))
     for pattern in regime.train:
         if not any(fnmatchcase(name, pattern) for name in names):
-            last = ", ".join(list(names)[-3:])
-            raise InputError(f"train: {pattern} matches no parameter; the last ones are {last or 'none at all'}")
+            last, near = ", ".join(list(names)[-3:]), did_you_mean(pattern, names)
+            raise InputError(f"train: {pattern} matches no parameter; {near}the last ones are {last or 'none at all'}")
     trained: dict[int, nn.Parameter] = {}
     for name, parameter in names.items():
         matches = any(fnmatchcase(name, pattern) for pattern in regime.train)

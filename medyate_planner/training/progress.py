@@ -116,3 +116,24 @@ class Epoch:
     metrics: EpochMetrics
     selection: Mapping[str, Sequence[int]]
     checkpoint: Checkpoint
+
+    def __repr__(self) -> str:
+        """One line."""
+        from medyate_planner.training.summary import line_of_epoch
+
+        return line_of_epoch(self)
+
+
+class Epochs(list[Epoch]):
+    """Epochs in order, which a REPL and a notebook show as a table."""
+
+    def __repr__(self) -> str:
+        from medyate_planner.training.summary import summary_of_epochs
+
+        return summary_of_epochs(self).text()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from medyate_planner.training.summary import summary_of_epochs
+
+        return summary_of_epochs(self).html()

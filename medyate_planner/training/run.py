@@ -168,6 +168,12 @@ class RunFolder:
         """All epochs so far; a line that a kill cut off is left out, as `resume` does."""
         return [line for _, line in _whole_lines(read_text(self.metrics_file, what="metrics"))]
 
+    def selections(self) -> list[dict[str, Any]]:
+        """All draws so far, none without their file; a line that a kill cut off is left out."""
+        if not self.selections_file.exists():
+            return []
+        return [line for _, line in _whole_lines(read_text(self.selections_file, what="selections"))]
+
     def _append(self, file: Path, objects: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in objects)
         if not text:

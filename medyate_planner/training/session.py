@@ -28,9 +28,11 @@ from medyate_planner.training.originals import Originals
 from medyate_planner.training.rewrite import batch_counters, rewrite
 from medyate_planner.training.slots import Slot, UpdateRule
 from medyate_planner.training.straight import straight
+from medyate_planner.training.summary import summary_of_session
 
 if TYPE_CHECKING:
     from medyate_planner.planning.plan import Plan
+    from medyate_planner.training.measure import StepMeasurement
 
 Draw = Callable[[int], Mapping[str, Sequence[int]]]
 
@@ -65,6 +67,7 @@ class Session:
         self.graph = graph
         self.mode = mode
         self.plan: Plan | None = None  # that `prepare` was given
+        self.measured: StepMeasurement | None = None  # the last step that was
         self.finished = False
         self.closing = ExitStack()  # what else is to be undone when it ends
         self.before_forward: Callable[[], None] | None = None  # called at the start of every training forward
@@ -187,9 +190,14 @@ class Session:
                 continue
             if given.shape[0] > self.graph.batch_size or tuple(given.shape[1:]) != spec.shape:
                 planned = (self.graph.batch_size, *spec.shape)
+                same = tuple(given.shape[1:]) == spec.shape
+                advice = (
+                    "a larger batch would break the budget: plan again for it"
+                    if same
+                    else (f"make each sample of the data {spec.shape}, or plan again with its shape")
+                )
                 raise InputError(
-                    f"input {spec.name or index}: the plan was made for {planned}, got {tuple(given.shape)}; a larger "
-                    "batch would break the budget: plan again for it"
+                    f"input {spec.name or index}: the plan was made for {planned}, got {tuple(given.shape)}; {advice}"
                 )
 
     def _watch(self, outputs: Any) -> None:
@@ -369,6 +377,14 @@ class Session:
         self._originals.restore(model)
         self._originals = None
         return model
+
+    def __repr__(self) -> str:
+        """A few lines: what is trained now, against the budget."""
+        return summary_of_session(self).text()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return summary_of_session(self).html()
 
     def __enter__(self) -> Session:
         return self

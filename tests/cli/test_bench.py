@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from cli_helpers import assert_refused, cli, done, environment, write_images, write_sources
 
@@ -64,6 +65,15 @@ strategy = "head-only"
 name = "full"
 kind = "full"
 family = "full"
+
+[[claims]]
+text = "drawing anew helps"
+pairs = [["optimal", "static"]]
+
+[[headlines]]
+contender = "optimal"
+budget = "large"
+aim = 0.5
 """
 
 
@@ -99,6 +109,12 @@ def test_a_matrix_is_run_once_and_measured(folder: Path) -> None:
     counts = {stage: len(list(jobs_of(matrix, stage))) for stage in STAGES}
     assert counts == {"rank": 3, "tune": 2, "run": 2 * (2 * 2 + 2)}
     assert len(lines(folder / "whole")) == sum(counts.values())
+    jsonschema.validate(result, done("schema", "bench").json)
+    schema = done("schema", "results").json
+    for line in lines(folder / "whole"):
+        jsonschema.validate(line, schema)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**line, "unknown": 1}, schema)
     runs = result["runs"]
     assert [run["job"] for run in runs] == [job.name for job in jobs_of(matrix, "run")]
     limits = {"small": 30_000, "large": 40_000}
@@ -117,8 +133,18 @@ def test_a_matrix_is_run_once_and_measured(folder: Path) -> None:
     best = max(tuned, key=lambda record: (record["accuracy"], -record["rate"]))
     assert {run["rate"] for run in runs if run["contender"] != "full"} == {best["rate"]}
     assert {run["rate"] for run in full} == {0.01}
-    shown = done("bench", "matrix.toml", "--out", "whole")
+    shown = done("bench", "matrix.toml", "--out", "whole", "--report-only")
     assert "run: 12 of 12 done" in shown.err
+    page, text = ((folder / "whole" / name).read_text() for name in ("report.html", "report.md"))
+    for words in ("12 of 12 trainings are done", "drawing anew helps", "optimal with budget large reaches"):
+        assert words in page
+        assert words in text
+    assert (folder / "whole" / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert done("show", "whole", "--html").out == page
+    assert done("show", "whole", "--json").json == result
+    assert done("show", "whole").out == shown.out
+    done("show", "whole", "-o", "whole.svg")
+    assert "<svg" in (folder / "whole.svg").read_text()
     for title in ("tiny on pictures", "Over all networks and tasks", "optimal less the others"):
         assert title in shown.out
     assert len(lines(folder / "whole")) == sum(counts.values())
@@ -156,6 +182,57 @@ def test_what_was_killed_goes_on_and_ends_the_same(folder: Path) -> None:
     assert readable == whole
 
 
+def test_a_damaged_matrix_is_told_in_one_line(folder: Path) -> None:
+    done("bench", "matrix.toml", "--out", "damaged", "--report-only")
+    file = folder / "damaged" / "matrix.json"
+    text = file.read_text()
+    for old, new, words in (
+        ('"schema_version": 1', '"schema_version": 2', ("schema version 2", "expected 1")),
+        ('"networks"', '"nets"', ("not what `medyate bench` writes",)),
+        ("{", "", ("not what `medyate bench` writes",)),
+    ):
+        file.write_text(text.replace(old, new, 1))
+        assert_refused(folder, ["show", "damaged"], "matrix.json", *words)
+    file.write_text(text)
+    assert_refused(folder, ["show", "damaged", "-o", "none.png"], "no chart yet")
+
+
+def test_nothing_is_started_for_a_report_alone(folder: Path) -> None:
+    shown = done("bench", "matrix.toml", "--out", "nothing", "--report-only")
+    assert "0 of 12 trainings are done" in (folder / "nothing" / "report.md").read_text()
+    assert not (folder / "nothing" / "results.jsonl").exists()
+    assert "run: 0 of 12 done" in shown.err
+
+
+def test_no_worker_outlives_its_parent(folder: Path) -> None:
+    command = [sys.executable, "-m", "medyate_planner", "bench", "matrix.toml", "--out", "orphans", "--processes", "2"]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while len(workers := children(process.pid)) < 2 or not (folder / "orphans" / "results.jsonl").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    while any(is_running(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    """Process numbers, from Linux's /proc."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(number) for number in listed.read_text().split()] if listed.exists() else []
+
+
+def is_running(pid: int) -> bool:
+    """Not ended, nor only waiting to be asked how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_a_change_of_the_matrix_does_again_what_it_touches(folder: Path, tmp_path: Path) -> None:
     matrix = read_matrix(folder / "matrix.toml")
     records = Records(tmp_path)
@@ -185,12 +262,16 @@ def records_digest(matrix: Matrix, job: Any) -> str:
     [
         ('strategy = "head-only"', 'strategy = "heads-only"', ("'heads-only' is unknown", "head-only")),
         ('family = "full"', 'family = "fully"', ("contender full", "'fully'")),
-        ('budget = "large"', "", ("family planned", "budget")),
+        ('chosen_by = "optimal"\nbudget = "large"', 'chosen_by = "optimal"', ("family planned", "budget")),
         ('amount = "30kB"', 'amount = "30 apples"', ("budget small", "apples")),
-        ('amount = "30kB"', "", ("budget small", "expected amount, or schemes and scheme")),
+        ('amount = "30kB"', "", ("budget small", "expected amount, or of_full, or schemes and scheme")),
         ('chosen_by = "optimal"', 'chosen_by = "full"', ("family planned", "'full'")),
         ("epochs = 2", "epochs = 0", ("tasks.0.epochs", "greater than or equal to 1")),
         ("epochs = 2", "epoch = 2", ("tasks.0",)),
+        ('amount = "30kB"', "of_full = 2", ("budgets.0.of_full", "less than or equal to 1")),
+        ('["optimal", "static"]', '["optimal", "statics"]', ("claim", "'statics' is not among contenders")),
+        ("aim = 0.5", "aim = 0", ("headlines.0.aim", "greater than 0")),
+        ('kind = "full"', 'kind = "fully"', ("contenders.3.kind",)),
         ('name = "large"', 'name = "small"', ("budgets: a name is given twice",)),
         ("seeds = [0, 1]", "seeds = [0, 1000]", ("tuning_seed",)),
         ("seeds = [0, 1]", "seeds = [0, 1", ("not a TOML file",)),

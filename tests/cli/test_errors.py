@@ -92,15 +92,15 @@ def case(name: str, arguments: tuple[object, ...], *words: str) -> Any:
 
 USAGE = [
     case("unknown command", ("nonsense",), "nonsense", "report, rank, plan", "--help"),
-    case("unknown option", (*PLAN, "--nonsense"), "--nonsense", "medyate --help"),
+    case("unknown option", (*PLAN, "--nonsense"), "--nonsense", "medyate plan --help"),
     case("missing budget", ("plan", MODEL), "--budget (one plan)", "--budgets"),
     case(
         "both budgets", ("plan", MODEL, "--budget", "1MB", "--budgets", "1MB,2MB"), "--budget (one plan)", "--budgets"
     ),
     case("plans of one budget", (*PLAN, "--plans", "here"), "--plans belongs to --budgets"),
-    case("missing data", ("rank", MODEL), "--data", "medyate --help"),
-    case("missing epochs", ("train", "plan.json", *DATA), "--epochs", "medyate --help"),
-    case("missing model", ("report",), "MODEL", "medyate --help"),
+    case("missing data", ("rank", MODEL), "--data", "medyate rank --help"),
+    case("missing epochs", ("train", "plan.json", *DATA), "--epochs", "medyate train --help"),
+    case("missing model", ("report",), "MODEL", "medyate report --help"),
     case("not a number", (*PLAN, "--gap", "much"), "--gap", "much"),
 ]
 
@@ -173,9 +173,9 @@ PLANNING = [
     case("budget of unknown unit", (*PLAN[:4], "--budget", "5XB"), "'XB'", "512kB"),
     case("unknown scope", (*PLAN, "--scope", "all"), "'all'", "update, training"),
     case("unknown strategy", (*PLAN, "--strategy", "best"), "'best'", "optimal, greedy", "lara-medyate"),
-    case("unknown objective", (*PLAN, "--objective", "loss"), "'loss'", "norm, energy"),
+    case("unknown objective", (*PLAN, "--objective", "loss"), "'loss'", "norm or energy"),
     case("unknown metric", (*PLAN, "--metric", "best"), "'best'", "raw, rgn, lara"),
-    case("unknown place of weights", (*PLAN, "--weights-in", "rom"), "'rom'", "ram, flash"),
+    case("unknown place of weights", (*PLAN, "--weights-in", "rom"), "'rom'", "ram or flash"),
     case("margin that is no share", (*PLAN, "--margin", "much"), "--margin: 'much'", "10% or 0.1"),
     case("operations without a number", (*PLAN, "--max-flops", "few"), "--max-flops: 'few'", "800M, 1.2G, or 50%"),
     case("quotas that exclude all", (*PLAN, "--min-quota", "5", "--max-quota", "4"), "--max-quota 4", "--min-quota 5"),

@@ -225,7 +225,7 @@ def case(name: str, arguments: tuple[object, ...], *words: str) -> Any:
 
 ONTO = ("export", "delta.safetensors", "-o", "new.safetensors", "--onto")
 MISTAKES = [
-    case("no output", ("export", "warmed"), "-o requires", "medyate --help"),
+    case("no output", ("export", "warmed"), "export needs -o", "medyate export --help"),
     case("no run", ("export", "data", "-o", "new.safetensors"), "data: expected a run folder"),
     case("nothing there", ("export", "none", "-o", "new.safetensors"), "none: expected a run folder"),
     case("no checkpoint", ("export", "begun", "-o", "new.safetensors"), "begun: no checkpoint", "--resume"),

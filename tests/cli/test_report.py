@@ -303,8 +303,19 @@ def test_hostile_names_are_harmless_in_an_error() -> None:
     assert CONTROL.findall(result.err) == []
 
 
+def test_a_report_is_short_unless_all_is_asked_for() -> None:
+    short, whole = done(*ARGUMENTS), done(*ARGUMENTS, "--all")
+    assert "Live memory over one step" in short.out
+    assert whole.out.startswith(short.out)
+    for heading in ("by module", "Layers: what one input channel costs", "Accountings"):
+        assert heading not in short.out
+        assert heading in whole.out
+    assert "--all" in short.err
+    assert "--all" not in whole.err
+
+
 def test_show_prints_what_report_printed() -> None:
-    text = done(*ARGUMENTS).out
+    text = done(*ARGUMENTS, "--all").out
     done(*ARGUMENTS, "-o", "report.json")
     assert done("show", "report.json").out == text
     assert done("show", "report.json", "--json").json == json.loads(Path("report.json").read_text())
@@ -353,8 +364,8 @@ def test_show_refuses_a_broken_report_in_one_line(folder: Path) -> None:
 
 
 def test_schema_prints_json_schemas_of_our_files() -> None:
-    for kind in ("report", "plan", "frontier"):
+    for kind in ("report", "plan", "frontier", "matrix", "bench", "results"):
         jsonschema.Draft202012Validator.check_schema(done("schema", kind).json)
     result = cli("schema", "nonsense")
     assert result.code == 2
-    assert_one_line(result, "report, plan or frontier")
+    assert_one_line(result, "report, plan, frontier, matrix, bench or results")

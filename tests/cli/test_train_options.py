@@ -104,7 +104,7 @@ def test_a_run_is_resumed_with_its_own_draws_only(folder: Path, monkeypatch: pyt
     assert cli(*train_arguments("plan.json", "run", *asked, **options)).code == 130
     monkeypatch.delenv("STOP_AT")
     resumed = train_arguments("plan.json", "run", "--resume", **options)
-    assert_refused(folder, resumed, "another sampling", "'interval': 2", "--force")
+    assert_refused(folder, resumed, "another sampling", "interval 2, not epoch", "--force")
     assert_refused(folder, [*resumed, "--interval", "3"], "another sampling")
     result = done(*resumed, "--interval", "2")
     assert "resuming after epoch 0 and 3 steps of the next" in result.err

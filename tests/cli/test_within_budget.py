@@ -70,7 +70,7 @@ def test_layers_beyond_the_budget_are_named_in_one_line(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("budget", "code", "words"),
-    [("100B", 3, ("training the head fc", "--within-budget")), ("12", 2, ("--within-budget", "no unit", "512kB"))],
+    [("100B", 3, ("training the head (fc)", "--within-budget")), ("12", 2, ("--within-budget", "no unit", "12kB"))],
 )
 def test_a_budget_that_can_not_be_met_or_read(folder: Path, budget: str, code: int, words: tuple[str, ...]) -> None:
     arguments = (*RANK, "--within-budget", budget, "-o", "new.safetensors")

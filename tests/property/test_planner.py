@@ -107,7 +107,7 @@ def test_optimal_is_never_worse_with_more_budget(seed: int) -> None:
     sides = Sides(
         scope=dice.choice(SCOPES),
         curve=dice.choice(["uniform", "weighted", "top"]),
-        objective=dice.choice(["norm", "energy"]),
+        objective=dice.choice(["projection", "norm", "energy"]),
         buy_norm_scales=dice.random() < 0.5,
     )
     problem, low, limit = large_problem(dice, sides)
@@ -126,7 +126,7 @@ def test_optimal_is_never_below_greedy(seed: int) -> None:
     dice = Random(seed)
     sides = Sides(
         scope=dice.choice(SCOPES),
-        objective=dice.choice(["norm", "energy"]),
+        objective=dice.choice(["projection", "norm", "energy"]),
         buy_norm_scales=dice.random() < 0.5,
     )
     problem, low, limit = large_problem(dice, sides)

@@ -34,7 +34,7 @@ class Demands:
         if sides.margin_ratio:
             self.without[f"--margin {sides.margin_ratio:g}"] = {"margin_ratio": 0.0}
         if problem.head:
-            self.without["the head head trained in full"] = {"head_mode": "channels"}
+            self.without["training the head in full"] = {"head_mode": "channels"}
         if sides.scope == "peak" and sides.weights_in == "ram":
             self.without["--weights-in ram"] = {"weights_in": "flash"}
         self.without |= {f"--force-layer {name}": {} for name in sides.force_layers}

@@ -74,7 +74,7 @@ def random_mode(dice: Random) -> UpdateMode:
 def random_request(dice: Random) -> dict[str, Any]:
     return {
         "scope": dice.choice(["training", "training", "update", "peak"]),
-        "objective": dice.choice(["norm", "energy"]),
+        "objective": dice.choice(["projection", "norm", "energy"]),
         "granularity": dice.choice([1, 1, 2, 4]),
         "buy_norm_scales": dice.random() < 0.5,
         "buy_biases": dice.random() < 0.8,

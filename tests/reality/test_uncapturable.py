@@ -197,4 +197,4 @@ def test_the_command_line_reports_what_can_not_be_captured(tmp_path: Path, monke
     result = module_cli("report", "models.py:Hidden", "--batch-size", "2")
     assert result.code == 0, result.err
     assert "No layers and no plan" in result.out
-    assert all(line.startswith("model: ") for line in result.err.splitlines()), result.err
+    assert [line.split(":")[0] for line in result.err.splitlines()] == ["model", "modules and layers"], result.err

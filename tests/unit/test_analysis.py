@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medyate_planner.bench.analysis import by_cell, compare, holm, standings
+from medyate_planner.bench.analysis import by_place, compare, holm, standings
 from medyate_planner.bench.matrix import Matrix
 
 MATRIX = Matrix.model_validate(
@@ -40,22 +40,36 @@ def run(contender: str, accuracy: float, *, task: str = "t", budget: str | None 
 
 
 def planned(contender: str, *accuracies: float) -> list[Any]:
-    cells = itertools.product(("t", "u"), ("small", "large"), (0, 1))
-    return [run(contender, x, task=t, budget=b, seed=s) for x, (t, b, s) in zip(accuracies, cells, strict=True)]
+    places = itertools.product(("t", "u"), range(4))
+    return [run(contender, x, task=t, budget="small", seed=s) for x, (t, s) in zip(accuracies, places, strict=True)]
 
 
 def test_without_a_budget_a_result_stands_at_each() -> None:
-    cells = by_cell(MATRIX, [run("head", 0.5), run("a", 0.7, budget="small"), {**run("b", 0.0), "failure": "why"}])
-    assert cells["head"] == {("n", "t", "small", 0): 0.5, ("n", "t", "large", 0): 0.5}
-    assert cells["a"] == {("n", "t", "small", 0): 0.7}
-    assert cells["b"] == {}
+    found = by_place(MATRIX, [run("head", 0.5), run("a", 0.7, budget="small"), {**run("b", 0.0), "failure": "why"}])
+    assert found["head"] == {("n", "t", 0): {"small": 0.5, "large": 0.5}}
+    assert found["a"] == {("n", "t", 0): {"small": 0.7}}
+    assert found["b"] == {}
+
+
+def test_budgets_are_no_further_observations() -> None:
+    """Two seeds under two budgets: two differences, each a mean; a budget that one of them lacks does not count."""
+    a = {("small", 0): 0.6, ("large", 0): 0.8, ("small", 1): 0.9, ("large", 1): 0.4}
+    b = {("small", 0): 0.5, ("large", 0): 0.5, ("small", 1): 0.5}
+    runs = [run(name, x, budget=at, seed=s) for name, of in (("a", a), ("b", b)) for (at, s), x in of.items()]
+    found = {(c.first, c.second): c for c in compare(MATRIX, [*runs, run("head", 0.6), run("full", 0.5)])}
+    assert (found["a", "b"].pairs, found["a", "b"].wins) == (2, 2)
+    assert found["a", "b"].mean_difference == pytest.approx((0.2 + 0.4) / 2)
+    assert found["a", "head"].pairs == 1
+    assert found["a", "head"].mean_difference == pytest.approx((0.0 + 0.2) / 2)
+    assert found["head", "full"].pairs == 1
+    assert found["head", "full"].t_p is None
 
 
 def test_a_comparison_is_that_of_the_textbook() -> None:
     """Differences 1, 2, ..., 7, -8 hundredths: t = mean / (s / sqrt 8); signed ranks by all 2^8 signs."""
     base, more = [0.5] * 8, [0.51, 0.52, 0.53, 0.54, 0.55, 0.56, 0.57, 0.42]
     (found,) = compare(MATRIX, planned("a", *more) + planned("b", *base))
-    assert (found.first, found.second, found.cells, found.wins, found.losses) == ("a", "b", 8, 7, 1)
+    assert (found.first, found.second, found.pairs, found.wins, found.losses) == ("a", "b", 8, 7, 1)
     assert found.mean_difference == pytest.approx(0.025)
     signs = itertools.product((-1, 1), repeat=8)
     ranks = range(1, 9)
@@ -114,3 +128,12 @@ def test_shares_of_full_are_means_over_tasks() -> None:
     assert found["head", None].share_of_full == pytest.approx(0.4)
     assert found["full", None].cells == 3
     assert [s.share_of_full for s in standings(MATRIX, runs[3:])] == [None, None]
+
+
+def test_the_deviation_is_over_seeds_not_over_tasks() -> None:
+    """t: 0.2 and 0.4, variance 0.02; u: 0.9 and 0.9, variance 0; pooled over two degrees of freedom: 0.01."""
+    runs = [run("full", a, task=t, seed=s) for t, s, a in (("t", 0, 0.2), ("t", 1, 0.4), ("u", 0, 0.9), ("u", 1, 0.9))]
+    (found,) = standings(MATRIX, runs)
+    assert found.deviation == pytest.approx(0.1)
+    (once,) = standings(MATRIX, runs[1:3])
+    assert once.deviation is None

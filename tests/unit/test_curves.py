@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def importance(energy: np.ndarray, **bias: float) -> Importance:
 @RANDOM
 @given(
     energy=energies,
-    objective=st.sampled_from(["norm", "energy"]),
+    objective=st.sampled_from(["projection", "norm", "energy"]),
     curve=st.sampled_from(["uniform", "weighted", "top"]),
     seed=st.integers(0, 5),
 )
@@ -82,7 +82,20 @@ def test_uniform_and_top_by_hand() -> None:
     assert uniform.values == (0.0, 4.0, 8.0, 12.0)
     top = value_curve(importance(energy), "a", objective="energy", curve="top")
     assert top.values == (0.0, 9.0, 11.0, 12.0)
-    assert value_curve(importance(energy), "a").values == pytest.approx((0.0, 2.0, 8**0.5, 12**0.5))
+    assert value_curve(importance(energy), "a", objective="norm").values == pytest.approx((0.0, 2.0, 8**0.5, 12**0.5))
+    assert value_curve(importance(energy), "a").values == pytest.approx([share * 12**0.5 for share in (0, 1 / 3, 2 / 3, 1)])
+
+
+def test_projection_is_the_length_along_the_layers_gradient() -> None:
+    """Of a gradient g whose channels are drawn, by all draws: the mean of (part of g that was drawn) . g / |g|."""
+    gradient = np.random.default_rng(0).normal(size=(5, 7))
+    made = value_curve(importance((gradient**2).sum(1)), "a", objective="projection").values
+    for n in range(6):
+        drawn = [np.zeros_like(gradient) for _ in combinations(range(5), n)]
+        for part, chosen in zip(drawn, combinations(range(5), n), strict=True):
+            part[list(chosen)] = gradient[list(chosen)]
+        along = [float((part * gradient).sum() / np.linalg.norm(gradient)) for part in drawn]
+        assert made[n] == pytest.approx(np.mean(along))
 
 
 def test_weighted_estimates_the_expectation_of_successive_draws() -> None:
@@ -119,7 +132,7 @@ def test_value_curve_of_worthless_channels_is_zero() -> None:
 
 def test_value_curve_refuses_unknown_names() -> None:
     for options in ({"objective": "l1"}, {"curve": "best"}):
-        with pytest.raises(InputError, match=r"objectives: norm, energy; curves: uniform, weighted, top"):
+        with pytest.raises(InputError, match=r"objectives: projection, norm, energy; curves: uniform, weighted, top"):
             value_curve(importance(np.ones(2)), "a", **options)
 
 

@@ -61,14 +61,14 @@ def test_error_without_facts() -> None:
 
 def test_infeasible_budget_error_states_the_smallest_budget() -> None:
     error = InfeasibleBudgetError(
-        budget_bytes=1000, minimum_bytes=123456, scope="training", spent_on="1 channel of a beside the head b"
+        budget_bytes=1000, minimum_bytes=123456, scope="training", spent_on="1 channel of a and the head (b) in full"
     )
     assert isinstance(error, MedyateError)
     assert (error.budget_bytes, error.minimum_bytes, error.scope) == (1000, 123456, "training")
-    assert error.spent_on == "1 channel of a beside the head b"
+    assert error.spent_on == "1 channel of a and the head (b) in full"
     assert str(error) == (
-        "budget 1,000 B (scope training) can not be met: the smallest possible one is 123,456 B "
-        "(1 channel of a beside the head b); pass --budget 123456B or more"
+        "budget 1,000 B (scope training) can not be met: the smallest possible one is 123,456 B, "
+        "for 1 channel of a and the head (b) in full; pass --budget 123456B or more"
     )
     assert error.to_dict() == {
         "error": "InfeasibleBudgetError",
@@ -77,7 +77,7 @@ def test_infeasible_budget_error_states_the_smallest_budget() -> None:
         "budget_bytes": 1000,
         "minimum_bytes": 123456,
         "scope": "training",
-        "spent_on": "1 channel of a beside the head b",
+        "spent_on": "1 channel of a and the head (b) in full",
     }
 
 

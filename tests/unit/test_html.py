@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib import resources
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from example_report import HOSTILE_NAMES, example_report
 
 from medyate_planner.memory.moments import Category
 from medyate_planner.reporting.html import axis_ticks, drawing_of, embedded_json, printable, render_html
+from medyate_planner.reporting.kinds import KINDS
 from medyate_planner.reporting.page import Cell, Table
 from medyate_planner.reporting.page_sections import LARGEST_MODULES, page_of
 from medyate_planner.reporting.view import MemoryReport
@@ -70,6 +72,16 @@ def test_render_html_refers_to_nothing_outside(report: MemoryReport) -> None:
     assert policy is not None
     assert policy.startswith("default-src 'none'; ")
     assert "unsafe" not in policy
+
+
+def test_every_page_is_of_one_family() -> None:
+    folder = resources.files("medyate_planner.reporting").joinpath("templates")
+    pages = {it.name: it.read_text(encoding="utf-8") for it in folder.iterdir() if it.name.endswith(".html")}
+    assert [name for name, text in pages.items() if "<head" in text] == ["base.html"]
+    shared = {"base.html", "macros.html", "charts.html"}
+    assert len(pages) >= len(shared) + len(KINDS)
+    for name in pages.keys() - shared:
+        assert pages[name].startswith('{% extends "base.html" %}\n'), name
 
 
 def test_render_html_has_no_inline_handlers_or_styles(hostile_html: str) -> None:

@@ -195,7 +195,7 @@ def test_load_model_never_downloads_from_hf(tmp_path: Path, monkeypatch: pytest.
 def test_load_model_from_a_file(factory: str) -> None:
     loaded = load_model(f"{factory}:Net", num_classes=2)
     assert (loaded.input_shape, loaded.num_classes, loaded.head_module) == ((3, 8, 8), 2, "head")
-    assert loaded.weights_source == "pretrained by factory"
+    assert loaded.weights_source == "as the factory made them"
     assert loaded.preprocessing is not None
     assert loaded.preprocessing.source == "default: ImageNet mean and deviation"
     assert load_model(f"{factory}:Net", num_classes=6).head_module is None
@@ -215,7 +215,7 @@ def test_load_model_from_a_module(factory: str, monkeypatch: pytest.MonkeyPatch)
         ("number", "'number' is a int, not a function to call"),
         ("text", "expected a torch.nn.Module, got a str"),
         ("broken", "the factory raised ValueError: out of luck"),
-        ("shapeless", "does not say what input it takes; pass --input-shape 3x128x128"),
+        ("shapeless", "does not say what input it takes; pass it, such as --input-shape 3x128x128"),
     ],
 )
 def test_load_model_factory_errors(factory: str, name: str, text: str) -> None:
@@ -262,7 +262,7 @@ def test_load_model_weights_with_another_head(factory: str, tmp_path: Path) -> N
     third = load_model(f"{factory}:Net", weights=path, num_classes=3)
     assert torch.equal(third.model.conv.weight, model.conv.weight)
     assert third.model.head.out_features == 3
-    assert failure(f"{factory}:Net", weights=path).endswith("the head head has 2 classes there; pass --num-classes 2")
+    assert failure(f"{factory}:Net", weights=path).endswith("the head has 2 classes there; pass --num-classes 2")
 
 
 def test_load_model_weights_errors(factory: str, tmp_path: Path) -> None:

@@ -433,8 +433,8 @@ LAYOUTS = {
     "one pixel": (torch.randn(3, 1, 1, 4).permute(0, 3, 1, 2), 0),
     "batch in the middle": (torch.randn(3, 4, 5).transpose(0, 1), 1),
     "bfloat16": (torch.randn(3, 5).to(torch.bfloat16), 0),
-    "integers": (torch.randint(0, 9, (3,)), 0),
-    "bits": (torch.randn(3, 4) > 0, 0),
+    "integers": (torch.tensor([7, 0, 3]), 0),
+    "bits": (torch.eye(3, 4) > 0, 0),
 }
 
 

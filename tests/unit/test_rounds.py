@@ -136,6 +136,6 @@ def test_the_head_has_to_fit_as_a_whole() -> None:
         pack_rounds(memory, 679, head=frozenset({"second"}))
     assert caught.value.minimum_bytes == 680
     assert caught.value.message == (
-        "budget 679 B (scope training) can not be met: the smallest possible one is 680 B (training the head second "
-        "before importance is measured); pass --within-budget 680B or more"
+        "budget 679 B (scope training) can not be met: the smallest possible one is 680 B, for training the head "
+        "(second) before importance is measured; pass --within-budget 680B or more"
     )

@@ -18,11 +18,14 @@ from oddities import Answers, Named
 from torch import nn
 
 from medyate_planner import plan, report
+from medyate_planner.bench.matrix import read_matrix, tomllib
 from medyate_planner.errors import InputError
 from medyate_planner.reporting.report_text import render_report
 from medyate_planner.reporting.view import MemoryReport, read_report
 
-COMMITTED = Path(__file__).parents[2] / "reports" / "report.schema.json"
+REPORTS_FOLDER = Path(__file__).parents[2] / "reports"
+COMMITTED = REPORTS_FOLDER / "report.schema.json"
+MATRIX = REPORTS_FOLDER / "bench" / "mobile.toml"
 
 
 def _schema() -> dict[str, Any]:
@@ -119,4 +122,43 @@ def test_a_file_whose_parts_do_not_fit_together_is_refused(name: str) -> None:
 def test_an_unknown_kind_of_schema_is_refused() -> None:
     result = cli("schema", "run")
     assert result.code == 2
-    assert "report, plan or frontier" in result.err
+    assert "report, plan, frontier, matrix, bench or results" in result.err
+
+
+@pytest.mark.parametrize("kind", ["matrix", "bench", "results"])
+def test_every_field_of_a_benchmark_is_described(kind: str) -> None:
+    schema = cli("schema", kind).json
+    jsonschema.Draft202012Validator.check_schema(schema)
+    parts = {"": schema, **schema["$defs"]}
+    fields = {
+        f"{part}.{name}": facts for part, found in parts.items() for name, facts in found.get("properties", {}).items()
+    }
+    assert len(fields) > 20
+    assert [name for name, facts in fields.items() if not facts.get("description")] == []
+    assert ".folder" not in fields
+
+
+def test_the_matrix_schema_takes_our_matrix_and_refuses_what_the_reader_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = cli("schema", "matrix").json
+    text = MATRIX.read_text(encoding="utf-8")
+    monkeypatch.setenv("MEDYATE_ASSETS", "here")
+    jsonschema.validate(tomllib.loads(text), schema, cls=jsonschema.Draft202012Validator)
+    assert read_matrix(MATRIX).name == "mobile networks"
+    for old, new in (
+        ("epochs = 4", "epochs = 0"),
+        ("epochs = 4", "epoch = 4"),
+        ("of_full = 0.01", "of_full = 2"),
+        ('kind = "full"', 'kind = "whole"'),
+        ('strategy = "head-only"', 'strategy = "heads-only"'),
+        ('chosen_by = "optimal"', ""),
+        ("aim = 0.99", "aim = 0"),
+        ('name = "optimal"', 'name = "two words"'),
+    ):
+        assert old in text
+        (tmp_path / "wrong.toml").write_text(text.replace(old, new, 1), encoding="utf-8")
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(tomllib.loads(text.replace(old, new, 1)), schema, cls=jsonschema.Draft202012Validator)
+        with pytest.raises(InputError):
+            read_matrix(tmp_path / "wrong.toml")

@@ -27,6 +27,9 @@ from medyate_planner.units import format_bytes, format_count, parse_bytes
         ("1_000kB", 1_000_000),
         ("0.0015kB", 1),
         ("1.9999kB", 1_999),
+        ("512 kb", 512_000),
+        ("2_000_000 B", 2_000_000),
+        ("1,500 bytes", 1_500),
         (7, 7),
     ],
 )
@@ -37,7 +40,9 @@ def test_parse_bytes_reads_decimal_and_binary_units(text: str | int, expected: i
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("512", "has no unit"),
+        ("512", "has no unit; write 512kB (1000 B each), 512KiB (1024 B each) or 512MB"),
+        ("0", "less than 1 byte"),
+        ("-1", "is below 0"),
         ("", "is not an amount"),
         ("kB", "is not an amount"),
         ("-5kB", "is not an amount"),
@@ -61,6 +66,24 @@ def test_parse_bytes_refuses(text: object, part: str) -> None:
     assert "512kB" in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("512K", "may mean two things; write 512kB (1,000 B each) or 512KiB (1,024 B each)"),
+        ("3 m", "may mean two things; write 3MB (1,000,000 B each) or 3MiB (1,048,576 B each)"),
+        ("2g", "write 2GB (1,000,000,000 B each) or 2GiB (1,073,741,824 B each)"),
+        ("0,5MB", "write 0.5MB, with a decimal point"),
+        ("1,5 kB", "write 1.5kB, with a decimal point"),
+        ("0,500MB", "write 0.500MB, with a decimal point"),
+    ],
+)
+def test_parse_bytes_says_what_to_write_for_what_may_mean_two_things(text: str, end: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_bytes(text, what="--budget")
+    assert caught.value.message.startswith(f"--budget: {text!r} ")
+    assert caught.value.message.endswith(end)
 
 
 @given(st.integers(1, 10**15))
