@@ -80,7 +80,8 @@ def _by_objective(captured: Vector, objective: str) -> Vector:
     if objective == "energy" or not captured[-1] > 0:
         return captured
     if objective == "projection":
-        return captured / np.sqrt(captured[-1])
+        shares: Vector = captured / np.sqrt(captured[-1])
+        return shares
     roots: Vector = np.sqrt(captured)
     return roots
 

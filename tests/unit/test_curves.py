@@ -83,7 +83,9 @@ def test_uniform_and_top_by_hand() -> None:
     top = value_curve(importance(energy), "a", objective="energy", curve="top")
     assert top.values == (0.0, 9.0, 11.0, 12.0)
     assert value_curve(importance(energy), "a", objective="norm").values == pytest.approx((0.0, 2.0, 8**0.5, 12**0.5))
-    assert value_curve(importance(energy), "a").values == pytest.approx([share * 12**0.5 for share in (0, 1 / 3, 2 / 3, 1)])
+    assert value_curve(importance(energy), "a").values == pytest.approx(
+        [share * 12**0.5 for share in (0, 1 / 3, 2 / 3, 1)]
+    )
 
 
 def test_projection_is_the_length_along_the_layers_gradient() -> None:
