@@ -38,6 +38,7 @@ from safetensors.torch import load_file
 from medyate_planner.cli import main
 
 EPOCHS = 3
+KNOWN = ("--importance", "imp.safetensors", "--objective", "norm")  # some channels of many layers
 TRAIN_SAMPLES, TEST_SAMPLES = 24, 12
 EPOCH_SAMPLES = TRAIN_SAMPLES + TEST_SAMPLES
 WARMING_SAMPLES = 2 * TRAIN_SAMPLES
@@ -78,7 +79,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         done("report", MODEL, *BATCH, "-o", "report.json")
         done("rank", MODEL, *BATCH, *DATA, "-o", "imp.safetensors")
-        make_plan("plan.json", "--importance", "imp.safetensors")
+        make_plan("plan.json", *KNOWN)
         make_plan("plain.json")
         done(*train_arguments("plan.json", "run", epochs=EPOCHS))
         for plan in ("plan", "plain"):
@@ -127,7 +128,7 @@ def test_rank_json_orders_all_layers_but_the_head(folder: Path) -> None:
 
 
 def test_plan_has_the_documented_keys(folder: Path) -> None:
-    printed = make_plan("again.json", "--importance", "imp.safetensors", "--json").json
+    printed = make_plan("again.json", *KNOWN, "--json").json
     assert_keys(printed, "plan")
     assert printed == strict_json((folder / "plan.json").read_text())
     assert printed["budget_bytes"] == BUDGET_BYTES
@@ -232,7 +233,7 @@ def changed_channels(before: torch.Tensor, after: torch.Tensor, *, depthwise: bo
 
 
 def test_same_seed_gives_the_same_bytes(folder: Path) -> None:
-    make_plan("again.json", "--importance", "imp.safetensors")
+    make_plan("again.json", *KNOWN)
     assert (folder / "again.json").read_bytes() == (folder / "plan.json").read_bytes()
     done(*train_arguments("again.json", "again", epochs=EPOCHS))
     assert_same_run(folder / "again", folder / "run")

@@ -25,7 +25,7 @@ from cli_helpers import (
     write_sources,
 )
 
-KNOWN = ("--importance", "imp.safetensors")
+KNOWN = ("--importance", "imp.safetensors", "--objective", "norm")  # some channels of many layers
 
 
 @pytest.fixture(scope="module")

@@ -52,13 +52,19 @@ def test_the_interval_is_students() -> None:
     assert found.interval == pytest.approx((0.15 - 6.3138 * 0.05, 0.15 + 6.3138 * 0.05), abs=1e-4)
 
 
-def test_results_without_a_budget_count_once_against_each_other() -> None:
+def test_a_pair_is_a_network_a_task_and_a_seed() -> None:
+    """Whatever the number of budgets: what shares the weights that a run starts from and its data counts once."""
     matrix = Matrix.model_validate({**FACTS, "claims": [{"text": "x", "pairs": [["full", "head"], ["full", "a"]]}]})
-    once, each = findings(matrix, results())
+    runs = results()
+    for run in runs:
+        run["accuracy"] = {"full": 0.8, "head": 0.5, "a": {"1%": 0.6, "2%": 0.8}.get(run["budget"])}.get(
+            run["contender"], 0.1
+        )
+    once, each = findings(matrix, runs)
     assert once.comparison is not None
-    assert once.comparison.cells == 2 * 3
+    assert (once.comparison.pairs, once.comparison.mean_difference) == (2 * 3, pytest.approx(0.3))
     assert each.comparison is not None
-    assert each.comparison.cells == 2 * 3 * 2
+    assert (each.comparison.pairs, each.comparison.mean_difference) == (2 * 3, pytest.approx((0.2 + 0.0) / 2))
 
 
 def test_headlines_are_shares_of_full_fine_tuning() -> None:
@@ -114,7 +120,7 @@ def test_rankings_are_compared_between_and_within_data_sets() -> None:
 
 
 def test_a_pair_is_shown_from_either_side() -> None:
-    facts: dict[str, Any] = {"cells": 3, "interval": (0, 0), "t_p": 0.1, "wilcoxon_p": 0.1, "wins": 2, "losses": 1}
+    facts: dict[str, Any] = {"pairs": 3, "interval": (0, 0), "t_p": 0.1, "wilcoxon_p": 0.1, "wins": 2, "losses": 1}
     found = [
         Comparison(first="a", second="b", mean_difference=0.1, **facts),
         Comparison(first="c", second="a", mean_difference=0.2, **facts),

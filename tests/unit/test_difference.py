@@ -63,8 +63,10 @@ def test_settings_figures_and_layers_of_two_plans(small: Plan, large: Plan) -> N
     found = difference_of(small, large)
     settings = {setting.name: (setting.a, setting.b) for setting in found.settings}
     assert settings == {
-        "budget_bytes": ("6,000", "20,000"), "strategy": ("optimal", "full"), "objective_name": ("norm", "energy"),
-    }  # fmt: skip
+        "budget_bytes": ("6,000", "20,000"),
+        "strategy": ("optimal", "full"),
+        "objective_name": ("projection", "energy"),
+    }
     figures = {figure.name: figure for figure in found.figures}
     assert figures["training_bytes"].a == small.predicted.training_bytes
     assert figures["training_bytes"].b == large.predicted.training_bytes

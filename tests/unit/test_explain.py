@@ -44,7 +44,11 @@ def importance_of(case: Case, **energy: list[float]) -> Importance:
 def request_for(case: Case, budget: int, energy: dict[str, list[float]] | None = None, **options: Any) -> PlanRequest:
     importance = importance_of(case, **(energy or {"a": [1.0, 1.0], "b": [4.0, 4.0]}))
     return PlanRequest(
-        memory=MemoryModel(case.graph), importance=importance, budget_bytes=budget, gap_ratio=0.0, **options
+        memory=MemoryModel(case.graph),
+        importance=importance,
+        budget_bytes=budget,
+        gap_ratio=0.0,
+        **{"objective": "norm", **options},  # a second channel is worth less than the first
     )
 
 

@@ -118,11 +118,13 @@ def test_knee_index_of_a_saturating_curve_is_where_its_slope_is_that_of_the_chor
     assert ts[knee] == pytest.approx(math.log(4 / (1 - math.exp(-4))), abs=0.01)
 
 
+@pytest.mark.parametrize("objective", ["projection", "norm"])
 @pytest.mark.parametrize("scope", ["training", "update"])
-def test_frontier_equals_brute_force(scope: str) -> None:
+def test_frontier_equals_brute_force(scope: str, objective: str) -> None:
     """Two channels a layer: every quota is a breakpoint, so the solver sees the exact values."""
     case = chain()
-    request = request_for(case, scope=scope)
+    request = request_for(case, scope=scope, objective=objective)
+    gain = {"projection": lambda n, mean: n / 2 * math.sqrt(2 * mean), "norm": lambda n, mean: math.sqrt(n * mean)}
     options = []
     for quotas in product(range(3), repeat=3):
         for biases in product([False, True], repeat=2):
@@ -132,7 +134,7 @@ def test_frontier_equals_brute_force(scope: str) -> None:
                 step = simulate(case.graph, named, chosen, case.graph.head)
                 price = step.update if scope == "update" else step.training
                 energy = request.importance.energy
-                worth = sum(math.sqrt(n * float(energy[name].mean())) for name, n in named.items())
+                worth = sum(gain[objective](n, float(energy[name].mean())) for name, n in named.items())
                 worth += sum(math.sqrt(request.importance.bias_energy[name]) for name in chosen)
                 options.append((price, worth))
     prices = sorted({price for price, _ in options})
