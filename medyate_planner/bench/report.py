@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from medyate_planner.bench.agreement import agreements, stability
@@ -126,10 +127,23 @@ def _details(matrix: Matrix, runs: Sequence[Record], found: Sequence[Standing]) 
             sentences=(
                 "Learning rates are chosen once for each family of contenders, network and task, on a part of the "
                 "training data; test data are used for these figures alone.",
+                *_repeated(runs),
             ),
             chart=time_chart(found),
             table=standings_table(found),
         ),
+    ]
+
+
+def _repeated(runs: Sequence[Record]) -> list[str]:
+    """Which contenders needed a lower rate than their family's, and how often."""
+    counts = Counter(str(run["contender"]) for run in runs if run.get("diverged_rates"))
+    if not counts:
+        return []
+    named = ", ".join(f"{name} ({count})" for name, count in counts.items())
+    return [
+        f"{counted(sum(counts.values()), 'training')} ended no better than a guess and so had to be done again at the "
+        f"next lower rate of the family, as the training loss alone tells: {named}."
     ]
 
 

@@ -59,12 +59,18 @@ class TrainingResult(_Line):
     contender: str = Field(description="its name in the matrix")
     budget: str | None = Field(description="its name in the matrix; null: the contender has none")
     rate: float = Field(description="learning rate")
+    diverged_rates: tuple[float, ...] = Field(
+        default=(), description="higher ones that were tried first, and at which the loss ended no better than a guess"
+    )
     accuracy: float | None = Field(
         description="after the last epoch, on the test data (tune: the validation data), 0 to 1"
     )
     accuracies: tuple[float | None, ...] | None = Field(default=None, description="after each epoch, 0 to 1")
     losses: tuple[float | None, ...] | None = Field(
         default=None, description="on the same data after each epoch; null where it is infinite"
+    )
+    train_losses: tuple[float | None, ...] | None = Field(
+        default=None, description="mean over the steps of each epoch; null where it is infinite"
     )
     training_bytes: int | None = Field(default=None, description="measured training memory, the most of any step")
     live_peak_bytes: int | None = Field(default=None, description="measured live peak, the most of any step")

@@ -41,6 +41,7 @@ class Setting:
     job: Job
     subject: Subject
     batches: Batches
+    num_classes: int | None
 
     @property
     def task(self) -> Task:
@@ -116,7 +117,11 @@ def setting_of(matrix: Matrix, job: Job) -> Setting:
     fresh = _load(network, bundle.num_classes, job.seed).model.state_dict()
     subject.model.load_state_dict(fresh)
     return Setting(
-        matrix=matrix, job=job, subject=subject, batches=batches_of(bundle, matrix.batch_size, seed=job.seed)
+        matrix=matrix,
+        job=job,
+        subject=subject,
+        batches=batches_of(bundle, matrix.batch_size, seed=job.seed),
+        num_classes=bundle.num_classes,
     )
 
 

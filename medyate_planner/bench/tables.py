@@ -128,7 +128,7 @@ def _pair_rows(matrix: Matrix, runs: Sequence[Record]) -> Iterable[tuple[Cell, .
                     ),
                     bytes_cell(max(int(r["training_bytes"]) for r in done)),
                     _EMPTY if not seconds else _number(1e3 * statistics.median(seconds), "{:.1f}"),
-                    _number(float(done[0]["rate"]), "{:g}"),
+                    Cell(text=" or ".join(f"{rate:g}" for rate in sorted({float(r["rate"]) for r in done}))),
                     count_cell(len(done)),
                 )
             elif own:

@@ -13,7 +13,7 @@ from medyate_planner.api import planned_draws, train
 from medyate_planner.bench.matrix import Contender
 from medyate_planner.bench.outside import adapt, checkpoint_blocks, lora_settings
 from medyate_planner.bench.setting import Setting
-from medyate_planner.bench.watching import Follower, Stopwatch, measured_importance
+from medyate_planner.bench.watching import Follower, Steps, measured_importance
 from medyate_planner.importance.energy import Importance
 from medyate_planner.planning.plan import Plan
 from medyate_planner.training.baseline import fine_tune
@@ -54,15 +54,16 @@ def fine_tuned(training: Training) -> dict[str, Any]:
 def _by_plan(training: Training) -> dict[str, Any]:
     setting, contender, importance = training.setting, training.contender, training.importance
     plan = setting.plan(contender, importance)
-    watch = Stopwatch()
+    steps = Steps()
     follower = Follower(setting, contender.follow)
     epochs = train(
         setting.subject, plan, setting.batches, training.recipe,
-        importance=importance, on_step=watch.step, on_epoch=lambda _epoch: follower.measure(),
+        importance=importance, on_step=steps.step, on_epoch=lambda _epoch: follower.measure(),
     )  # fmt: skip
     return {
         **_measured(epochs),
-        "step_seconds": watch.seconds,
+        "train_losses": steps.train_losses,
+        "step_seconds": steps.seconds,
         "budget_bytes": None if setting.job.budget is None else plan.budget_bytes,
         "layers": len([layer for layer in plan.layers if not layer.head]),
         "channels": sum(plan.quotas().values()),
@@ -81,11 +82,16 @@ def _by_oracle(training: Training) -> dict[str, Any]:
         seen = measured_importance(setting, range(_ORACLE_BATCHES))
         return planned_draws(setting.plan(training.contender, seen), seen)(0)
 
-    watch = Stopwatch()
+    steps = Steps()
     subject = setting.subject
     with Session(subject.model, subject.traced, subject.graph, planned.updates(), draw) as session:
-        epochs = list(fit(session, setting.batches, subject.loss, training.recipe, watch=Watch(on_step=watch.step)))
-    return {**_measured(epochs), "step_seconds": watch.seconds, "budget_bytes": planned.budget_bytes}
+        epochs = list(fit(session, setting.batches, subject.loss, training.recipe, watch=Watch(on_step=steps.step)))
+    return {
+        **_measured(epochs),
+        "train_losses": steps.train_losses,
+        "step_seconds": steps.seconds,
+        "budget_bytes": planned.budget_bytes,
+    }
 
 
 def _measured(epochs: Sequence[Epoch]) -> dict[str, Any]:
@@ -136,17 +142,18 @@ def _ordinarily(training: Training) -> dict[str, Any]:
 
 def _plainly(training: Training, model: nn.Module, further_bytes: int) -> dict[str, Any]:
     setting = training.setting
-    watch = Stopwatch()
+    steps = Steps()
     follower = Follower(setting, training.contender.follow)
     result = fine_tune(
         model, setting.batches, setting.subject.loss, training.recipe,
-        further_bytes=further_bytes, on_step=watch.step, on_epoch=lambda _epoch: follower.measure(),
+        further_bytes=further_bytes, on_step=steps.step, on_epoch=lambda _epoch: follower.measure(),
     )  # fmt: skip
     return {
         "accuracy": result.test_accuracy[-1],
         "accuracies": list(result.test_accuracy),
         "training_bytes": result.training_bytes,
         "live_peak_bytes": result.live_peak_bytes,
-        "step_seconds": watch.seconds,
+        "train_losses": steps.train_losses,
+        "step_seconds": steps.seconds,
         **follower.summary(),
     }

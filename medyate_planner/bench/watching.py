@@ -1,7 +1,8 @@
-"""What is watched while a contender trains: time, and whether importance stays what it was."""
+"""What is watched while a contender trains: time, loss, and whether importance stays what it was."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -21,21 +22,30 @@ _FEWEST_CHANNELS = 4  # ranks of fewer say nothing
 _TOP_SHARE = 0.25
 
 
-class Stopwatch:
-    """The median time from the end of a step to that of the next: loading, training, updating."""
+class Steps:
+    """Time and loss of every step."""
 
     def __init__(self) -> None:
         self._ends: list[tuple[int, float]] = []
+        self._losses: dict[int, list[float]] = {}
 
-    def step(self, epoch: int, _step: int, _loss: float) -> None:
+    def step(self, epoch: int, _step: int, loss: float) -> None:
         """To be called after every step."""
         self._ends.append((epoch, time.perf_counter()))
+        self._losses.setdefault(epoch, []).append(loss)
 
     @property
     def seconds(self) -> float | None:
-        """None before the second step."""
+        """The median from the end of a step to that of the next: loading, training, updating. None before the second
+        step."""
         taken = [after - before for (epoch, before), (same, after) in pairwise(self._ends) if epoch == same]
         return statistics.median(taken) if taken else None
+
+    @property
+    def train_losses(self) -> list[float | None]:
+        """The mean of each epoch; None where it is not finite."""
+        means = [statistics.fmean(losses) for losses in self._losses.values()]
+        return [mean if math.isfinite(mean) else None for mean in means]
 
 
 def measured_importance(setting: Setting, places: range) -> Importance:

@@ -17,6 +17,7 @@ from cli_helpers import assert_refused, cli, done, environment, write_images, wr
 from medyate_planner.bench.jobs import STAGES, jobs_of
 from medyate_planner.bench.matrix import Matrix, read_matrix
 from medyate_planner.bench.records import Records, best_rate
+from medyate_planner.bench.work import is_diverged, perform
 
 MATRIX = """
 name = "tiny"
@@ -180,6 +181,35 @@ def test_what_was_killed_goes_on_and_ends_the_same(folder: Path) -> None:
         readable[record["job"]] = {key: value for key, value in record.items() if "seconds" not in key}
     assert before >= 5
     assert readable == whole
+
+
+@pytest.mark.parametrize("contender", ["optimal", "full"])
+def test_a_run_that_diverges_is_done_again_at_the_next_lower_rate(folder: Path, tmp_path: Path, contender: str) -> None:
+    text = MATRIX.replace("[0.02, 0.05]", "[0.02, 1e6, 1e9]").replace("[0.01]", "[0.02, 1e6, 1e9]")
+    (folder / "steep.toml").write_text(text.replace("seeds = [0, 1]", "seeds = [0]"))
+    matrix = read_matrix(folder / "steep.toml")
+    ranked = next(job for job in jobs_of(matrix, "rank") if job.seed == 0)
+    assert "diverged" not in perform(matrix, ranked, tmp_path, None)
+    job = next(job for job in jobs_of(matrix, "run") if job.contender == contender)
+    steep, flat = perform(matrix, job, tmp_path, 1e9), perform(matrix, job, tmp_path, 0.02)
+    assert (steep["rate"], steep["diverged_rates"]) == (0.02, [1e9, 1e6])
+    assert "diverged_rates" not in flat
+    assert steep["accuracies"] == flat["accuracies"]
+    assert steep["train_losses"] == flat["train_losses"]
+    tried = next(job for job in jobs_of(matrix, "tune") if job.contender == contender and job.rate == 1e6)
+    perform(matrix, next(job for job in jobs_of(matrix, "rank") if job.seed == tried.seed), tmp_path, None)
+    assert perform(matrix, tried, tmp_path, 1e6)["rate"] == 1e6  # what is tried is not replaced
+
+
+def test_diverged_is_no_better_than_a_guess() -> None:
+    assert is_diverged([0.5, None], 10)
+    assert is_diverged([30.0, 2.303], 10)
+    assert is_diverged([30.0, 2.26], 10)
+    assert not is_diverged([30.0, 2.25], 10)
+    assert not is_diverged([0.5, 0.67], 2)
+    assert is_diverged([0.5, 0.68], 2)
+    assert not is_diverged([0.5, 7.0], None)
+    assert not is_diverged([], 10)
 
 
 def test_a_damaged_matrix_is_told_in_one_line(folder: Path) -> None:
