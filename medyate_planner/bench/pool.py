@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import threading
@@ -31,17 +32,28 @@ def complete(
     were under way and no more. Returns the results of all runs.
 
     Raises:
-        InputError: the matrix asks for what can not be done, or a process was killed.
+        InputError: the matrix asks for what can not be done, a package is missing, or a process was killed.
     """
     if processes < 1:
         raise InputError(f"--processes: expected 1 or more, got {processes}")
     records = Records(folder)
+    _require_extras(matrix, records)
     for stage in STAGES:
         todo = _todo(matrix, records, stage)
         for done, record in enumerate(_results(matrix, records, todo, processes), start=1):
             records.add(record)
             on_done(stage, done, len(todo), record)
     return records.runs(matrix)
+
+
+def _require_extras(matrix: Matrix, records: Records) -> None:
+    """What is needed hours later is asked for now."""
+    jobs = [job for stage in ("tune", "run") for job in records.missing(matrix, stage)]
+    kinds = {matrix.named("contenders", str(job.contender)).kind for job in jobs}
+    needed = {"scipy": "the report's tests need", **({"peft": "LoRA needs"} if any("lora" in k for k in kinds) else {})}
+    for module, why in needed.items():
+        if importlib.util.find_spec(module) is None:
+            raise InputError(f"{why} {module}; install it with: pip install 'medyate-planner[bench]'")
 
 
 def _todo(matrix: Matrix, records: Records, stage: Stage) -> list[Job]:

@@ -183,6 +183,20 @@ def test_what_was_killed_goes_on_and_ends_the_same(folder: Path) -> None:
     assert readable == whole
 
 
+@pytest.mark.parametrize("missing", ["peft", "scipy"])
+def test_a_missing_package_is_told_before_the_first_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    adapters = '[[contenders]]\nname = "lora"\nkind = "lora"\nbudgets = ["large"]\n\n[[claims]]'
+    (folder / "adapters.toml").write_text(MATRIX.replace("[[claims]]", adapters))
+    monkeypatch.setitem(sys.modules, missing, None)
+    refused = cli("bench", "adapters.toml", "--out", "adapters")
+    last = refused.err.splitlines()[-1]
+    assert refused.code == 2
+    assert f"{missing}; install it with: pip install 'medyate-planner[bench]'" in last
+    assert not (folder / "adapters" / "results.jsonl").exists()
+
+
 @pytest.mark.parametrize("contender", ["optimal", "full"])
 def test_a_run_that_diverges_is_done_again_at_the_next_lower_rate(folder: Path, tmp_path: Path, contender: str) -> None:
     text = MATRIX.replace("[0.02, 0.05]", "[0.02, 1e6, 1e9]").replace("[0.01]", "[0.02, 1e6, 1e9]")
