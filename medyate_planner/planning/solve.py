@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from medyate_planner.errors import SolverError
@@ -123,9 +126,10 @@ def _write_lp(problem: Any, request: PlanRequest) -> None:
 
 def _solver(request: PlanRequest, pulp: Any, *, presolve: bool) -> object:
     try:
-        import highspy  # noqa: F401
+        import highspy
     except ImportError:
         return pulp.PULP_CBC_CMD(msg=False, gapRel=request.gap_ratio, timeLimit=request.time_limit_seconds, threads=1)
+    _greet(highspy.Highs)
     return pulp.HiGHS(
         msg=False,
         gapRel=request.gap_ratio,
@@ -135,6 +139,24 @@ def _solver(request: PlanRequest, pulp: Any, *, presolve: bool) -> object:
         random_seed=request.seed,
         presolve="choose" if presolve else "off",
     )
+
+
+@cache
+def _greet(solver: Callable[[], object]) -> None:
+    """HiGHS 1.16 prints its name when a process makes its first solver, whatever the options: here, where nobody hears
+    it, and not into the JSON on standard output."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no standard output
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        solver()
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _bound(problem: Any) -> float | None:

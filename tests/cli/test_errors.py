@@ -173,7 +173,7 @@ PLANNING = [
     case("budget of unknown unit", (*PLAN[:4], "--budget", "5XB"), "'XB'", "512kB"),
     case("unknown scope", (*PLAN, "--scope", "all"), "'all'", "update, training"),
     case("unknown strategy", (*PLAN, "--strategy", "best"), "'best'", "optimal, greedy", "lara-medyate"),
-    case("unknown objective", (*PLAN, "--objective", "loss"), "'loss'", "projection, norm or energy"),
+    case("unknown objective", (*PLAN, "--objective", "loss"), "'loss'", "projection, norm, energy"),
     case("unknown metric", (*PLAN, "--metric", "best"), "'best'", "raw, rgn, lara"),
     case("unknown place of weights", (*PLAN, "--weights-in", "rom"), "'rom'", "ram or flash"),
     case("margin that is no share", (*PLAN, "--margin", "much"), "--margin: 'much'", "10% or 0.1"),

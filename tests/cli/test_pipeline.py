@@ -136,6 +136,14 @@ def test_plan_has_the_documented_keys(folder: Path) -> None:
     assert printed["model"]["fingerprint"] == strict_json((folder / "report.json").read_text())["model"]["fingerprint"]
 
 
+@pytest.mark.usefixtures("folder")
+def test_nothing_but_json_is_printed_by_a_process() -> None:
+    """Neither by a library that writes past Python."""
+    printed = module_cli("plan", MODEL, *BATCH, "--budget", f"{BUDGET_BYTES}B", *KNOWN, "--json")
+    assert printed.code == 0
+    assert_keys(strict_json(printed.out), "plan")
+
+
 @pytest.mark.parametrize("plan", ["plan.json", "plain.json"])
 def test_verify_agrees_in_every_category(folder: Path, plan: str) -> None:
     before = snapshot(folder)

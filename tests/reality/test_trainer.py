@@ -58,7 +58,7 @@ def data() -> list[dict[str, Tensor]]:
 @functools.cache
 def planned(update: str, *, accumulation: int = 1, autocast: str | None = None) -> Plan:
     asked = {"update": "optimizer", "optimizer": "adamw", "accumulation": accumulation} if update != "fused" else {}
-    return plan(bert(), example(), budget=BUDGET, autocast=autocast, **asked)
+    return plan(bert(), example(), budget=BUDGET, autocast=autocast, request={"objective": "norm"}, **asked)
 
 
 @functools.cache

@@ -57,7 +57,7 @@ def test_a_plan_works_in_the_users_own_loop() -> None:
     target = torch.arange(8)
     losses = []
     with prepare(model, decided) as session:
-        session.set_lr(0.05, clip=5.0)
+        session.set_lr(0.01, clip=5.0)
         assert session.parameters() == []
         for epoch in range(6):
             session.resample(epoch)
