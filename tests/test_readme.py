@@ -143,6 +143,7 @@ def test_the_comparison_says_what_its_report_says() -> None:
         ("optimal-by-rgn", "above its metric RGN"),
         ("optimal-by-lara", "above LaRa as metric"),
         ("optimal-static", "below the same channels drawn once"),
+        ("optimal-drawn-weighted", "below weighted draws"),
         ("sparse-update", "below the published schemes of Sparse Update"),
     ],
 )
@@ -154,6 +155,18 @@ def test_the_default_is_as_far_from_the_others_as_the_readme_says(contender: str
     assert row is not None
     assert claimed is not None
     assert row.groups() == ("+" if words.startswith("above") else "-", claimed[1])
+
+
+def test_the_medium_budget_is_as_the_readme_says() -> None:
+    report = (ROOT / "reports" / "bench" / "mobile" / "report.md").read_text(encoding="utf-8")
+    claimed = re.search(
+        r"at the medium budget they reach (\S+) of .{0,40}accuracy, ours (\S+)\)", " ".join(README.split())
+    )
+    assert claimed is not None
+    for contender, share in zip(("sparse-update", "optimal"), claimed.groups(), strict=True):
+        row = re.search(rf"^\| {contender} \|.*$", report, re.MULTILINE)
+        assert row is not None
+        assert row[0].split("|")[5].split()[0] == share
 
 
 @pytest.mark.parametrize("line", re.findall(r"`(medyate [^`]+)`", README))
