@@ -97,8 +97,9 @@ def _rankings(setting: Setting, importance: Importance) -> dict[str, Any]:
     """The score of every layer by each metric; a channel costs its gradient and its saved activation."""
     memory = setting.subject.memory
     costs = {layer.name: memory.costs[layer.name].update_bytes for layer in memory.graph.layers}
+    weights = {layer.name: layer.elements_per_channel for layer in memory.graph.layers}
     return {
-        metric: {entry.name: float(f"{entry.score:.6g}") for entry in rank_layers(importance, metric, costs)}
+        metric: {entry.name: float(f"{entry.score:.6g}") for entry in rank_layers(importance, metric, costs, weights)}
         for metric in METRICS
     }
 

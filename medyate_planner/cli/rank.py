@@ -57,7 +57,7 @@ def rank(
     output
         File for the importance and the warmed head.
     metric
-        raw, rgn or lara: how the printed table ranks layers.
+        l1, raw, rgn or lara: how the printed table ranks layers.
     head_epochs
         Epochs of training the head alone.
     lr
@@ -110,7 +110,8 @@ def rank(
     importance.save(output, force=out.force)
     say(f"wrote {output}")
     costs = {layer.name: subject.memory.costs[layer.name].update_bytes for layer in subject.graph.layers}
-    ranking = rank_layers(importance, metric, {n: c for n, c in costs.items() if n not in subject.graph.head})
+    weights = {layer.name: layer.elements_per_channel for layer in subject.graph.layers}
+    ranking = rank_layers(importance, metric, {n: c for n, c in costs.items() if n not in subject.graph.head}, weights)
     if out.json:
         layers = [{"name": e.name, "score": e.score, "share": e.share} for e in ranking]
         facts = {key: importance.facts[key] for key in ROUND_FACTS if key in importance.facts}

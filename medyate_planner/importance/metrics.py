@@ -1,16 +1,20 @@
-"""Importance of channels and layers: raw, RGN, LaRa (DESIGN section 6)."""
+"""Importance of channels and layers: L1 norms, raw energy, RGN, LaRa (DESIGN section 6)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
 from medyate_planner.errors import unknown_name
+from medyate_planner.graph import Layer
 from medyate_planner.importance.energy import Importance, Vector
+from medyate_planner.memory.model import MemoryModel
 
-METRICS = ("raw", "rgn", "lara")
+METRICS = ("l1", "raw", "rgn", "lara")
+_NONE: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +26,17 @@ class LayerScore:
     share: float
 
 
-def channel_scores(importance: Importance, layer: str, metric: str, cost_per_channel: int) -> Vector:
-    """Score of each channel: raw sqrt(E_c); RGN mean ||g_c|| / cost; LaRa E_c / cost (its mean is the layer's)."""
+def channel_scores(
+    importance: Importance, layer: str, metric: str, cost_per_channel: int, weights_per_channel: int = 1
+) -> Vector:
+    """Score of each channel.
+
+    raw: sqrt(E_c), the root mean square of its gradient's L2 norm. l1: sqrt(m E_c) for m weights, which estimates the
+    L1 norm, and equals it where they share the energy evenly (derived here). RGN: mean ||g_c|| / cost. LaRa: E_c /
+    cost, whose mean is the layer's score.
+    """
+    if metric == "l1":
+        return np.sqrt(weights_per_channel * importance.energy[layer])
     if metric == "raw":
         return np.sqrt(importance.energy[layer])
     if metric == "rgn":
@@ -33,44 +46,50 @@ def channel_scores(importance: Importance, layer: str, metric: str, cost_per_cha
     raise unknown_name("metric", metric, METRICS)
 
 
-def rank_layers(importance: Importance, metric: str, costs: Mapping[str, int]) -> tuple[LayerScore, ...]:
-    """Layers by falling score; `costs` are bytes (or elements) of one channel of each layer to be ranked.
+def rank_layers(
+    importance: Importance, metric: str, costs: Mapping[str, int], weights: Mapping[str, int] = _NONE
+) -> tuple[LayerScore, ...]:
+    """Layers by falling score. For each layer to be ranked `costs` has the bytes (or elements) of one channel, and
+    `weights` how many weights a channel has, which l1 alone needs: 1 where it does not say.
 
-    raw and RGN sum over channels (RGN: TraDy, arXiv 2510.19675). LaRa is the mean energy of a channel over its cost:
-    derived here, because the formula of arXiv 2510.20979 was not available. If n of C channels are drawn uniformly the
-    expected energy captured is n * mean(E) for n * cost bytes, so mean(E) / cost is the value of a byte.
+    l1, raw and RGN sum over channels (RGN: TraDy, arXiv 2510.19675). LaRa is the mean energy of a channel over its
+    cost: derived here, because the formula of arXiv 2510.20979 was not available. If n of C channels are drawn
+    uniformly the expected energy captured is n * mean(E) for n * cost bytes, so mean(E) / cost is the value of a byte.
     """
     scores = {}
     for name, cost in costs.items():
-        channels = channel_scores(importance, name, metric, cost)
+        channels = channel_scores(importance, name, metric, cost, weights.get(name, 1))
         scores[name] = float(channels.mean() if metric == "lara" else channels.sum())
     total = sum(scores.values()) or 1.0
     ordered = sorted(scores, key=lambda name: (-scores[name], list(costs).index(name)))
     return tuple(LayerScore(name=name, score=scores[name], share=scores[name] / total) for name in ordered)
 
 
-def weighed(importance: Importance, metric: str, costs: Mapping[str, int], bias_costs: Mapping[str, int]) -> Importance:
+def weighed(importance: Importance, metric: str, memory: MemoryModel) -> Importance:
     """The importance as `metric` sees it: energies whose sums are what a value curve values. Derived here.
 
-    raw: E_c as measured. RGN: (mean ||g_c|| / cost)², the square of TraDy's channel score. LaRa: E_c / cost, energy
-    per byte. Biases likewise, by their own cost.
+    The squares of the channels' scores: raw E_c as measured, l1 m E_c, RGN (mean ||g_c|| / cost)²; but LaRa E_c / cost,
+    energy per byte. Biases likewise, by their own number of elements and their own cost.
     """
     if metric == "raw":
         return importance
-    power = 2 if metric == "rgn" else 1
-    energy = {
-        name: np.square(channel_scores(importance, name, metric, costs[name]))
-        if metric == "rgn"
-        else channel_scores(importance, name, metric, costs[name])
-        for name in importance.energy
-        if name in costs
-    }
-    biases = {
-        name: value / bias_costs[name] ** power
-        for name, value in importance.bias_energy.items()
-        if bias_costs.get(name)
-    }
+    energy: dict[str, Vector] = {}
+    biases: dict[str, float] = {}
+    for unit in memory.graph.units:
+        cost = memory.costs[unit.name]
+        if unit.name in importance.energy:
+            scores = channel_scores(importance, unit.name, metric, cost.update_bytes, unit.elements_per_channel)
+            energy[unit.name] = scores if metric == "lara" else np.square(scores)
+        if unit.bias is not None and unit.name in importance.bias_energy:
+            biases[unit.name] = importance.bias_energy[unit.name] * _of_bias(metric, unit, cost.bias_gradient_bytes)
     return replace(importance, energy=energy, bias_energy=biases)
+
+
+def _of_bias(metric: str, unit: Layer, cost: int) -> float:
+    """Factor on the energy of a bias' gradient."""
+    if metric == "l1":
+        return unit.out_channels
+    return 1 / cost**2 if metric == "rgn" else 1 / cost
 
 
 def top_layers(ranking: tuple[LayerScore, ...], share: float = 0.97) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ class PlanRequest:
     weights_in: str = "ram"
     objective: str = "projection"
     curve: str = "uniform"
-    metric: str = "raw"
+    metric: str = "l1"
     head_mode: str = "full"
     buy_biases: bool = True
     buy_norm_scales: bool = False
@@ -229,9 +229,7 @@ class PlanRequest:
     @cached_property
     def valued(self) -> Importance:
         """The importance as `metric` sees it."""
-        costs = {name: cost.update_bytes for name, cost in self.memory.costs.items()}
-        bias_costs = {name: cost.bias_gradient_bytes for name, cost in self.memory.costs.items()}
-        return weighed(self.importance, self.metric, costs, bias_costs)
+        return weighed(self.importance, self.metric, self.memory)
 
     @cached_property
     def curves(self) -> Mapping[str, ValueCurve]:
