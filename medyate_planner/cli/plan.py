@@ -196,7 +196,7 @@ def _prepare(model: str, importance: Path | None, chosen: PlanOptions, options: 
             seed=options.seed,
             interval=read_interval(value.interval),
             alpha=value.alpha,
-            metric=value.metric,  # type: ignore[arg-type]
+            metric=value.draws_by,  # type: ignore[arg-type]
             boost=value.boost,
         ),
         "model_facts": model_facts(loaded, options),

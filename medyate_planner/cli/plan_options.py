@@ -101,6 +101,11 @@ class ValueOptions:
     boost: float = 0.0
     "Weight of gradients seen while training in weighted draws; 0: none."
 
+    @property
+    def draws_by(self) -> str:
+        """The metric within a layer, whose channels all have the same number of weights."""
+        return "raw" if self.metric == "l1" else self.metric
+
 
 @Parameter(name="*", group="Single strategies and the solver")
 @dataclass(frozen=True, kw_only=True)

@@ -72,8 +72,8 @@ def prepare(folder: Path) -> None:
     (folder / "evil.pt").write_bytes(pickle.dumps({"stem.0.weight": print}))
     random = np.random.default_rng(0)
     np.savez(folder / "many.npz", x=random.random((24, 3, 16, 16), dtype=np.float32), y=np.arange(24) % 7)
-    make_plan("plan.json", "--objective", "norm")  # some of every layer
-    make_plan("other.json", "--objective", "norm", "--forbid-layer", "stem.0")
+    make_plan("plan.json", "--objective", "norm", "--metric", "raw")  # some of every layer
+    make_plan("other.json", "--objective", "norm", "--metric", "raw", "--forbid-layer", "stem.0")
     done(*train_arguments("plan.json", "run"))
     text = (folder / "plan.json").read_text()
     (folder / "cut.json").write_text(text[:300])

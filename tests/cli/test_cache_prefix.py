@@ -24,7 +24,19 @@ from cli_helpers import (
 
 EPOCHS = 3
 CACHED = "--cache-prefix"
-SHORT = ("--forbid-layer", "stem.0", "expand.0", "stem.1", "expand.1", "--max-quota", "4", "--objective", "norm")
+SHORT = (
+    "--forbid-layer",
+    "stem.0",
+    "expand.0",
+    "stem.1",
+    "expand.1",
+    "--max-quota",
+    "4",
+    "--objective",
+    "norm",
+    "--metric",
+    "raw",
+)
 SAMPLES, TEST_SAMPLES = 24, 12
 EDGE_BYTES = 16 * 8 * 8 * 4  # the depthwise convolution's input
 

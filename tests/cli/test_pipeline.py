@@ -38,7 +38,7 @@ from safetensors.torch import load_file
 from medyate_planner.cli import main
 
 EPOCHS = 3
-KNOWN = ("--importance", "imp.safetensors", "--objective", "norm")  # some channels of many layers
+KNOWN = ("--importance", "imp.safetensors", "--objective", "norm", "--metric", "raw")  # some channels of many layers
 TRAIN_SAMPLES, TEST_SAMPLES = 24, 12
 EPOCH_SAMPLES = TRAIN_SAMPLES + TEST_SAMPLES
 WARMING_SAMPLES = 2 * TRAIN_SAMPLES

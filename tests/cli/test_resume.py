@@ -123,7 +123,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         done("rank", MODEL, *BATCH, "--data", "noisy.py:make", "-o", "imp.safetensors")
-        known = ("--importance", "imp.safetensors", "--objective", "norm")  # some channels of many layers
+        known = (
+            "--importance",
+            "imp.safetensors",
+            "--objective",
+            "norm",
+            "--metric",
+            "raw",
+        )  # some channels of many layers
         make_plan("boosted.json", *known, "--sampling", "weighted", "--boost", "0.5", "--interval", "3")
         make_plan("adamw.json", *known, "--optimizer", "adamw", budget="120kB")
         make_plan("momentum.json", *known, "--optimizer", "momentum", "--accumulation", "2", budget="120kB")

@@ -25,7 +25,7 @@ from cli_helpers import (
     write_sources,
 )
 
-KNOWN = ("--importance", "imp.safetensors", "--objective", "norm")  # some channels of many layers
+KNOWN = ("--importance", "imp.safetensors", "--objective", "norm", "--metric", "raw")  # some channels of many layers
 
 
 @pytest.fixture(scope="module")

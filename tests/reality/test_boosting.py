@@ -289,7 +289,7 @@ def ranked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         done("rank", MODEL, *BATCH, *DATA, "-o", "imp.safetensors")
         known = ("--importance", "imp.safetensors", "--boost", "0.5")
-        make_plan("weighted.json", *known, "--sampling", "weighted", "--objective", "norm")
+        make_plan("weighted.json", *known, "--sampling", "weighted", "--objective", "norm", "--metric", "raw")
         make_plan("pool.json", *known, "--strategy", "medyate", "--intervals", "3")
     return folder
 

@@ -48,7 +48,7 @@ def request_for(case: Case, budget: int, energy: dict[str, list[float]] | None =
         importance=importance,
         budget_bytes=budget,
         gap_ratio=0.0,
-        **{"objective": "norm", **options},  # a second channel is worth less than the first
+        **{"objective": "norm", "metric": "raw", **options},  # a second channel is worth less than the first
     )
 
 

@@ -125,6 +125,8 @@ def test_frontier_equals_brute_force(scope: str, objective: str) -> None:
     case = chain()
     request = request_for(case, scope=scope, objective=objective)
     gain = {"projection": lambda n, mean: n / 2 * math.sqrt(2 * mean), "norm": lambda n, mean: math.sqrt(n * mean)}
+    units = {unit.name: unit for unit in case.graph.units}
+    weights = {name: math.prod(unit.weight_shape) // 2 for name, unit in units.items()}
     options = []
     for quotas in product(range(3), repeat=3):
         for biases in product([False, True], repeat=2):
@@ -134,8 +136,10 @@ def test_frontier_equals_brute_force(scope: str, objective: str) -> None:
                 step = simulate(case.graph, named, chosen, case.graph.head)
                 price = step.update if scope == "update" else step.training
                 energy = request.importance.energy
-                worth = sum(gain[objective](n, float(energy[name].mean())) for name, n in named.items())
-                worth += sum(math.sqrt(request.importance.bias_energy[name]) for name in chosen)
+                worth = sum(math.sqrt(weights[name]) * gain[objective](n, float(energy[name].mean())) for name, n in named.items())
+                worth += sum(
+                    math.sqrt(units[name].weight_shape[0] * request.importance.bias_energy[name]) for name in chosen
+                )
                 options.append((price, worth))
     prices = sorted({price for price, _ in options})
     frontier = trace_frontier(request, [prices[0] - 1, *prices], optimal)
