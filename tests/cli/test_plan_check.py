@@ -36,7 +36,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         done("rank", MODEL, *BATCH, *DATA, "-o", "imp.safetensors")
-        make_plan("plain.json")
+        make_plan("plain.json", "--metric", "raw")
         make_plan("measured.json", "--importance", "imp.safetensors")
         make_plan("update.json", "--scope", "update", "--margin", "10%", "--norm-scales")
         make_plan("peak.json", "--scope", "peak", "--weights-in", "flash", budget="120kB")
@@ -110,7 +110,7 @@ def test_a_smaller_plan_is_corrected_and_then_proved_by_a_real_step(name: str) -
 
 @pytest.mark.usefixtures("folder")
 def test_an_edited_plan_has_the_figures_of_the_same_plan_from_the_planner() -> None:
-    make_plan("smaller.json", "--forbid-layer", "stem.0", "--no-biases")
+    make_plan("smaller.json", "--metric", "raw", "--forbid-layer", "stem.0", "--no-biases")
     wanted = Plan.load("smaller.json")
     names = {entry.name: entry.quota for entry in wanted.layers}
 
