@@ -46,7 +46,7 @@ class Sides:
     scope: str
     objective: str = "projection"
     curve: str = "uniform"
-    metric: str = "l1"
+    metric: str = "sized"
     margin_ratio: float = 0.0
     weights_in: str = "ram"
     head_mode: str = "full"
@@ -191,8 +191,8 @@ class Problem:
             energy = (self.importance.norms[unit.name] / cost) ** 2
         elif self.sides.metric == "lara":
             energy = energy / cost
-        elif self.sides.metric == "l1":
-            energy = energy * (math.prod(unit.weight_shape) // len(energy))
+        elif self.sides.metric == "sized":
+            energy = energy * (math.prod(unit.weight_shape) // len(energy)) ** 2
         if self.sides.curve == "uniform":
             captured = [n * float(np.mean(energy)) for n in range(len(energy) + 1)]
         else:
@@ -205,7 +205,7 @@ class Problem:
         energy = self.importance.bias_energy[name]
         unit = next(unit for unit in self.graph.units if unit.name == name)
         cost = bias_bytes(unit)
-        energy /= {"raw": 1, "l1": 1 / (cost / unit.element_bytes), "lara": cost, "rgn": cost**2}[self.sides.metric]
+        energy /= {"raw": 1, "sized": (unit.element_bytes / cost) ** 2, "lara": cost, "rgn": cost**2}[self.sides.metric]
         return energy if self.sides.objective == "energy" else math.sqrt(energy)
 
     def worth(self, quotas: Mapping[str, int], biases: frozenset[str], *, exact: bool) -> float:
@@ -260,7 +260,7 @@ def random_problem(dice: Random, scope: str, *, case: Case | None = None, most_o
         scope=scope,
         objective=dice.choice(["projection", "norm", "energy"]),
         curve=dice.choice(["uniform", "top"]),
-        metric=dice.choice(["l1", "raw", "rgn", "lara"]),
+        metric=dice.choice(["sized", "raw", "rgn", "lara"]),
         weights_in=dice.choice(["ram", "flash"]) if scope == "peak" else "ram",
         buy_biases=dice.random() < 0.7,
         buy_norm_scales=dice.random() < 0.5,

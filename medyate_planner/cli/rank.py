@@ -57,7 +57,7 @@ def rank(
     output
         File for the importance and the warmed head.
     metric
-        l1, raw, rgn or lara: how the printed table ranks layers.
+        sized, raw, rgn or lara: how the printed table ranks layers.
     head_epochs
         Epochs of training the head alone.
     lr

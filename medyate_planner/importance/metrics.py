@@ -1,4 +1,4 @@
-"""Importance of channels and layers: L1 norms, raw energy, RGN, LaRa (DESIGN section 6)."""
+"""Importance of channels and layers: sized, raw, RGN, LaRa (DESIGN section 6)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medyate_planner.graph import Layer
 from medyate_planner.importance.energy import Importance, Vector
 from medyate_planner.memory.model import MemoryModel
 
-METRICS = ("l1", "raw", "rgn", "lara")
+METRICS = ("sized", "raw", "rgn", "lara")
 _NONE: Mapping[str, int] = MappingProxyType({})
 
 
@@ -31,12 +31,11 @@ def channel_scores(
 ) -> Vector:
     """Score of each channel.
 
-    raw: sqrt(E_c), the root mean square of its gradient's L2 norm. l1: sqrt(m E_c) for m weights, which estimates the
-    L1 norm, and equals it where they share the energy evenly (derived here). RGN: mean ||g_c|| / cost. LaRa: E_c /
-    cost, whose mean is the layer's score.
+    raw: sqrt(E_c), the root mean square of its gradient's norm. sized: m * sqrt(E_c), where m weights are the channel's
+    (derived here; reports/bench/mobile). RGN: mean ||g_c|| / cost. LaRa: E_c / cost, whose mean is the layer's score.
     """
-    if metric == "l1":
-        return np.sqrt(weights_per_channel * importance.energy[layer])
+    if metric == "sized":
+        return weights_per_channel * np.sqrt(importance.energy[layer])
     if metric == "raw":
         return np.sqrt(importance.energy[layer])
     if metric == "rgn":
@@ -50,9 +49,9 @@ def rank_layers(
     importance: Importance, metric: str, costs: Mapping[str, int], weights: Mapping[str, int] = _NONE
 ) -> tuple[LayerScore, ...]:
     """Layers by falling score. For each layer to be ranked `costs` has the bytes (or elements) of one channel, and
-    `weights` how many weights a channel has, which l1 alone needs: 1 where it does not say.
+    `weights` how many weights a channel has, which sized alone needs: 1 where it does not say.
 
-    l1, raw and RGN sum over channels (RGN: TraDy, arXiv 2510.19675). LaRa is the mean energy of a channel over its
+    Sized, raw and RGN sum over channels (RGN: TraDy, arXiv 2510.19675). LaRa is the mean energy of a channel over its
     cost: derived here, because the formula of arXiv 2510.20979 was not available. If n of C channels are drawn
     uniformly the expected energy captured is n * mean(E) for n * cost bytes, so mean(E) / cost is the value of a byte.
     """
@@ -68,8 +67,8 @@ def rank_layers(
 def weighed(importance: Importance, metric: str, memory: MemoryModel) -> Importance:
     """The importance as `metric` sees it: energies whose sums are what a value curve values. Derived here.
 
-    The squares of the channels' scores: raw E_c as measured, l1 m E_c, RGN (mean ||g_c|| / cost)²; but LaRa E_c / cost,
-    energy per byte. Biases likewise, by their own number of elements and their own cost.
+    The squares of the channels' scores: raw E_c as measured, sized m² E_c, RGN (mean ||g_c|| / cost)²; but LaRa E_c /
+    cost, energy per byte. Biases likewise, by their own number of elements and their own cost.
     """
     if metric == "raw":
         return importance
@@ -87,8 +86,8 @@ def weighed(importance: Importance, metric: str, memory: MemoryModel) -> Importa
 
 def _of_bias(metric: str, unit: Layer, cost: int) -> float:
     """Factor on the energy of a bias' gradient."""
-    if metric == "l1":
-        return unit.out_channels
+    if metric == "sized":
+        return unit.out_channels**2
     return 1 / cost**2 if metric == "rgn" else 1 / cost
 
 

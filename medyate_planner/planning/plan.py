@@ -174,7 +174,7 @@ class Plan(_Part):
     strategy: str = Field(description="who made the plan")
     objective_name: str = Field(default="norm", description="what was maximised: projection, norm or energy")
     curve: str = Field(default="uniform", description="how n channels are valued: uniform, weighted or top")
-    metric: Literal["l1", "raw", "rgn", "lara"] = Field(default="raw", description="what a channel is valued by")
+    metric: Literal["sized", "raw", "rgn", "lara"] = Field(default="raw", description="what a channel is valued by")
     max_flops: int | None = Field(default=None, description="most operations of a step; null: no limit")
     update: Literal["fused", "optimizer"] = Field(
         default="fused", description="fused: plain SGD during backward; optimizer: a torch optimizer on compact weights"

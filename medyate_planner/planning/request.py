@@ -77,7 +77,7 @@ class PlanRequest:
     weights_in: str = "ram"
     objective: str = "projection"
     curve: str = "uniform"
-    metric: str = "l1"
+    metric: str = "sized"
     head_mode: str = "full"
     buy_biases: bool = True
     buy_norm_scales: bool = False

@@ -198,7 +198,7 @@ MISTAKES = (
     ),
     _mistake("strategy misspelt", (*PLAN, *BUDGET, "--strategy", "optimla"), "did you mean optimal?", "lara-medyate"),
     _mistake("scope misspelt", (*PLAN, *BUDGET, "--scope", "trainig"), "did you mean training?", "update, training"),
-    _mistake("metric misspelt", (*PLAN, *BUDGET, "--metric", "lora"), "did you mean lara?", "l1, raw, rgn, lara"),
+    _mistake("metric misspelt", (*PLAN, *BUDGET, "--metric", "lora"), "did you mean lara?", "sized, raw, rgn, lara"),
     _mistake("optimizer misspelt", (*PLAN, *BUDGET, "--optimizer", "Admw"), "did you mean adamw?", "sgd, momentum"),
     _mistake("sampling misspelt", (*PLAN, *BUDGET, "--sampling", "wheighted"), "did you mean weighted?"),
     _mistake("objective misspelt", (*PLAN, *BUDGET, "--objective", "enregy"), "did you mean energy?"),

@@ -150,7 +150,7 @@ DATA_SETS = [
 ]
 
 RANKING = [
-    case("unknown metric", (*RANK, "--metric", "best"), "--metric 'best'", "l1, raw, rgn, lara"),
+    case("unknown metric", (*RANK, "--metric", "best"), "--metric 'best'", "sized, raw, rgn, lara"),
     case("rate of 0", (*RANK, "--lr", "0"), "--lr", "positive"),
     case("clip of 0", (*RANK, "--clip", "0"), "--clip", "positive"),
     case("output exists", (*RANK[:6], "-o", "imp.safetensors"), "imp.safetensors exists", "--force"),
@@ -174,7 +174,7 @@ PLANNING = [
     case("unknown scope", (*PLAN, "--scope", "all"), "'all'", "update, training"),
     case("unknown strategy", (*PLAN, "--strategy", "best"), "'best'", "optimal, greedy", "lara-medyate"),
     case("unknown objective", (*PLAN, "--objective", "loss"), "'loss'", "projection, norm, energy"),
-    case("unknown metric", (*PLAN, "--metric", "best"), "'best'", "l1, raw, rgn, lara"),
+    case("unknown metric", (*PLAN, "--metric", "best"), "'best'", "sized, raw, rgn, lara"),
     case("unknown place of weights", (*PLAN, "--weights-in", "rom"), "'rom'", "ram or flash"),
     case("margin that is no share", (*PLAN, "--margin", "much"), "--margin: 'much'", "10% or 0.1"),
     case("operations without a number", (*PLAN, "--max-flops", "few"), "--max-flops: 'few'", "800M, 1.2G, or 50%"),

@@ -231,8 +231,8 @@ def test_channel_scores_by_hand() -> None:
     assert channel_scores(scores(), "dense", "raw", 6).tolist() == [3.0]
     assert channel_scores(scores(), "dense", "rgn", 6).tolist() == [0.25]
     assert channel_scores(scores(), "dense", "lara", 6).tolist() == [1.5]
-    assert channel_scores(scores(), "dense", "l1", 6, 4).tolist() == [6.0]
-    with pytest.raises(InputError, match=r"metric 'best' is unknown; choose one of l1, raw, rgn, lara"):
+    assert channel_scores(scores(), "dense", "sized", 6, 4).tolist() == [12.0]
+    with pytest.raises(InputError, match=r"metric 'best' is unknown; choose one of sized, raw, rgn, lara"):
         channel_scores(scores(), "dense", "best", 6)
 
 
@@ -243,8 +243,8 @@ def test_rank_layers_by_hand() -> None:
     assert [entry.share for entry in raw] == pytest.approx([4 / 7, 3 / 7, 0.0])
     rgn = rank_layers(scores(), "rgn", costs)
     assert [(entry.name, entry.score) for entry in rgn] == [("wide", 1.0), ("dense", 0.25), ("poor", 0.0)]
-    l1 = rank_layers(scores(), "l1", costs, {"dense": 9, "wide": 1})
-    assert [(entry.name, entry.score) for entry in l1] == [("dense", 9.0), ("wide", 4.0), ("poor", 0.0)]
+    sized = rank_layers(scores(), "sized", costs, {"dense": 3, "wide": 1})
+    assert [(entry.name, entry.score) for entry in sized] == [("dense", 9.0), ("wide", 4.0), ("poor", 0.0)]
     lara = rank_layers(scores(), "lara", costs)
     assert [(entry.name, entry.score) for entry in lara] == [("dense", 1.5), ("wide", 0.5), ("poor", 0.0)]
 
