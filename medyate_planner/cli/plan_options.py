@@ -104,7 +104,7 @@ class ValueOptions:
     @property
     def draws_by(self) -> str:
         """The metric within a layer, whose channels all have the same number of weights."""
-        return "raw" if self.metric == "l1" else self.metric
+        return "raw" if self.metric == "sized" else self.metric
 
 
 @Parameter(name="*", group="Single strategies and the solver")
