@@ -136,7 +136,7 @@ def test_frontier_equals_brute_force(scope: str, objective: str) -> None:
                 step = simulate(case.graph, named, chosen, case.graph.head)
                 price = step.update if scope == "update" else step.training
                 energy = request.importance.energy
-                worth = sum(gain[objective](n, weights[name] ** 2 * float(energy[name].mean())) for name, n in named.items())
+                worth = sum(weights[k] * gain[objective](n, float(energy[k].mean())) for k, n in named.items())
                 worth += sum(
                     units[name].weight_shape[0] * math.sqrt(request.importance.bias_energy[name]) for name in chosen
                 )
