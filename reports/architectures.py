@@ -24,7 +24,7 @@ REASONS = {
     "timm:volo_d1_224": "at batch 1 the kernel of col2im (fold) leaves its result in a larger storage than needed",
     "timm:nest_tiny": "at batch 3 fake tensors copy (clone) a gradient in backward that the real step takes as it is",
 }
-SPREAD = {"objective": "norm"}  # buys channels of many layers: the harder case for bytes
+SPREAD = {"objective": "norm", "metric": "raw"}  # buys channels of many layers: the harder case for bytes
 SHARE_OF_FULL = 20  # a plan's budget: this part of what lean full fine-tuning keeps
 
 

@@ -99,7 +99,12 @@ def _rows(subject: Subject, importance: Importance) -> list[Row]:
 
 
 def _measured(subject: Subject, importance: Importance, way: str, scope: str, budget_bytes: int) -> Row:
-    made = plan(subject, budget=budget_bytes, importance=importance, request={"scope": scope, "objective": "norm"})
+    made = plan(
+        subject,
+        budget=budget_bytes,
+        importance=importance,
+        request={"scope": scope, "objective": "norm", "metric": "raw"},
+    )
     loss = subject.loss
     step, _ = real_session_step(
         subject.model, subject.traced, subject.graph, made.updates(), loss.function, loss.make_target

@@ -24,7 +24,7 @@ from medyate_planner.subject import Subject, subject_of
 NETWORKS = ("mcunet-5fps", "mbv2-w0.35", "proxyless-w0.3")
 SCOPES = ("update", "training", "peak")
 GAPS = (1e-3, 0.0)
-OBJECTIVE = "norm"  # the one whose curves are curved
+OBJECTIVE, METRIC = "norm", "raw"  # the objective whose curves are curved
 BATCH = 8
 BUDGETS = 10
 TIME_LIMIT = 60.0
@@ -49,7 +49,12 @@ def main() -> None:
             time_plans(
                 name,
                 PlanRequest(
-                    memory=subject.memory, importance=importance, objective=OBJECTIVE, budget_bytes=1, scope=scope
+                    memory=subject.memory,
+                    importance=importance,
+                    objective=OBJECTIVE,
+                    metric=METRIC,
+                    budget_bytes=1,
+                    scope=scope,
                 ),
             )
     print()
@@ -60,7 +65,12 @@ def main() -> None:
         interpolation(
             name,
             PlanRequest(
-                memory=subject.memory, importance=importance, objective=OBJECTIVE, budget_bytes=1, gap_ratio=0.0
+                memory=subject.memory,
+                importance=importance,
+                objective=OBJECTIVE,
+                metric=METRIC,
+                budget_bytes=1,
+                gap_ratio=0.0,
             ),
         )
     print()
@@ -87,7 +97,12 @@ def compare(name: str, subject: Subject, importance: Importance) -> None:
         f"{'evolution':>9}  status at gap 0"
     )
     base = PlanRequest(
-        memory=subject.memory, importance=importance, objective=OBJECTIVE, budget_bytes=1, time_limit_seconds=TIME_LIMIT
+        memory=subject.memory,
+        importance=importance,
+        objective=OBJECTIVE,
+        metric=METRIC,
+        budget_bytes=1,
+        time_limit_seconds=TIME_LIMIT,
     )
     margins: dict[str, list[float]] = {"greedy": [], "evolutionary": []}
     for budget in budgets_of(base):
@@ -178,7 +193,12 @@ def large() -> None:
     importance = random_importance(subject)
     for scope in SCOPES:
         base = PlanRequest(
-            memory=subject.memory, importance=importance, objective=OBJECTIVE, budget_bytes=1, scope=scope
+            memory=subject.memory,
+            importance=importance,
+            objective=OBJECTIVE,
+            metric=METRIC,
+            budget_bytes=1,
+            scope=scope,
         )
         low, high = scope_range(lambda budget, base=base: replace(base, budget_bytes=budget))  # type: ignore[misc]
         for share in (0.02, 0.1, 0.5):

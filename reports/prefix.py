@@ -49,7 +49,13 @@ def main() -> None:
     others = [unit.name for unit in subject.graph.units if unit.name not in subject.graph.head]
     for last in MAY_TRAIN:
         forbidden = () if last is None else tuple(others[:-last])
-        made = plan(subject, None, BUDGET, importance, request={"forbid_layers": forbidden, "objective": "norm"})
+        made = plan(
+            subject,
+            None,
+            BUDGET,
+            importance,
+            request={"forbid_layers": forbidden, "objective": "norm", "metric": "raw"},
+        )
         name = "the optimum" if last is None else f"of the last {last} layers"
         _compare(name, subject, made, importance, samples)
 

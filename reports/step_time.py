@@ -206,7 +206,7 @@ def _within_budget(name: str, batch: int) -> None:
     """What a plan of the planner keeps, channels valued by their mean squared weights."""
     subject, x, target = _subject(name, batch)
     full = _Ordinary(subject, None, x, target).measured()
-    decided = plan(subject, budget=BUDGET, request={"objective": "norm"})
+    decided = plan(subject, budget=BUDGET, request={"objective": "norm", "metric": "raw"})
     with Session(subject.model, subject.traced, subject.graph, decided.updates(), lambda _interval: {}) as session:
         session.set_lr(LR)
         measured = measure_step(session, (x,), {}, target, subject.loss.function)

@@ -18,7 +18,7 @@ from medyate_planner.api import ROUND_BATCHES, rank
 from medyate_planner.data import load_data, make_loader
 from medyate_planner.errors import InfeasibleBudgetError
 from medyate_planner.importance.energy import Importance
-from medyate_planner.importance.metrics import METRICS, rank_layers
+from medyate_planner.importance.metrics import rank_layers
 from medyate_planner.models import assets_dir
 from medyate_planner.models.zoo import ZOO_PREPROCESSING
 from medyate_planner.planning.request import PlanRequest
@@ -34,6 +34,7 @@ HEADER = (
     f"{'raw':>6} {'rgn':>6} {'lara':>6}   {'raw':>6} {'rgn':>6} {'lara':>6}   {'raw':>6} {'rgn':>6} {'lara':>6}   "
     f"{'error':>8} {'plan':>7}"
 )
+METRICS = ("raw", "rgn", "lara")
 LEGEND = """\
 Importance of the layers on sign_digits (128 px, batch 8) after two epochs of head warm-up, as `medyate rank
 --within-budget` measures it, against importance measured by full backward passes.
@@ -153,7 +154,9 @@ def cells(subject: Subject, found: Importance, other: Importance, names: list[st
 
 def planned_value(subject: Subject, importance: Importance, judge: Importance, budget_bytes: int) -> float | None:
     """What the optimal plan made from `importance` is worth by `judge`; None if no plan fits."""
-    request = PlanRequest(memory=subject.memory, importance=importance, objective="norm", budget_bytes=budget_bytes)
+    request = PlanRequest(
+        memory=subject.memory, importance=importance, objective="norm", metric="raw", budget_bytes=budget_bytes
+    )
     try:
         decision = STRATEGIES["optimal"](request)
     except InfeasibleBudgetError:
