@@ -72,12 +72,13 @@ def by_place(matrix: Matrix, runs: Sequence[Record]) -> dict[str, dict[Place, di
 
 
 def compare(matrix: Matrix, runs: Sequence[Record]) -> list[Comparison]:
-    """Each two contenders that meet in a place under a budget.
+    """Each two contenders that meet in a place under a budget; those that are followed are copies of others.
 
     Raises:
         InputError: scipy is not installed.
     """
-    accuracies = by_place(matrix, runs)
+    copies = {contender.name for contender in matrix.contenders if contender.follow}
+    accuracies = {name: places for name, places in by_place(matrix, runs).items() if name not in copies}
     two = (_compared(accuracies, a, b) for a, b in combinations(accuracies, 2))
     made = [found for found in two if found is not None]
     t = holm([comparison.t_p for comparison in made])
